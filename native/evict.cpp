@@ -1,0 +1,321 @@
+// One eviction of a whole cache: every (layer, KV head) is a task of its own. A task reads its head's cells, selects
+// and moves them; other heads of the same cells lie in other bytes, so tasks never meet.
+
+#include "restkv-cache.h"
+
+#include "compact.h"
+#include "methods/methods.h"
+#include "parallel.h"
+
+#include "llama-context.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-kv-cache.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+
+#include <algorithm>
+#include <new>
+
+namespace {
+
+// llama_context::decode asks for an update when no slot is free, applies it and tries again.
+class evict_context : public llama_memory_context_i {
+  public:
+    evict_context(restkv_cache & cache, llama_context * lctx) : cache(cache), lctx(lctx) {}
+
+    bool next() override { return false; }
+
+    bool apply() override { return cache.evict(lctx, 0) == RESTKV_OK; }
+
+    const llama_ubatch & get_ubatch() const override { return ubatch; }
+
+    llama_memory_status get_status() const override { return LLAMA_MEMORY_STATUS_SUCCESS; }
+
+  private:
+    restkv_cache &  cache;
+    llama_context * lctx;
+    llama_ubatch    ubatch = {};
+};
+
+}  // namespace
+
+// What all tasks of one eviction share.
+struct evict_plan {
+    uint32_t             n_cells;   // in use, guide included
+    uint32_t             n_past;    // candidates
+    uint32_t             n_kept;    // cells that survive
+    uint32_t             n_window;  // of them, the last positions
+    std::vector<int32_t> tail_pos;  // positions of the cells [n_table, n_cells)
+    std::vector<int32_t> row_pos;
+    std::vector<int32_t> row_slots;
+};
+
+std::unique_ptr<llama_memory_context_i> restkv_cache::init_evict(llama_context * lctx) {
+    return std::make_unique<evict_context>(*this, lctx);
+}
+
+// The rows that hold the queries of the last positions before pos_next, oldest first; an even number, so that the drift
+// compares halves of one size.
+restkv_cache::window restkv_cache::rows(llama_pos pos_next, uint32_t n_max) const {
+    window w;
+    for (llama_pos pos = std::max<llama_pos>(0, pos_next - (llama_pos) n_max); pos < pos_next; ++pos) {
+        const uint32_t slot = (uint32_t) pos % params.window;
+        if (ring_pos[slot] == pos) {
+            w.pos.push_back(pos);
+            w.slots.push_back((int32_t) slot);
+        }
+    }
+    if (w.pos.size() % 2) {
+        w.pos.erase(w.pos.begin());
+        w.slots.erase(w.slots.begin());
+    }
+    w.n_rows = (uint32_t) w.pos.size();
+    return w;
+}
+
+void restkv_cache::evict_layer_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan, uint8_t * k,
+                                    uint8_t * v, restkv_scratch & scratch, int32_t * table_out) const {
+    const uint32_t group = layer.n_head / layer.n_head_kv;
+
+    std::vector<int32_t> & pos   = scratch.pos;
+    const int32_t *        table = layer.table.data() + (size_t) head_kv * params.budget;
+    std::copy(table, table + n_table, pos.begin());
+    std::copy(plan.tail_pos.begin(), plan.tail_pos.end(), pos.begin() + n_table);
+
+    restkv_view view;
+    view.k        = k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
+    view.v        = v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
+    view.k_stride = layer.k->nb[1];
+    view.v_stride = layer.v->nb[1];
+    view.k_type   = layer.k->type;
+    view.v_type   = layer.v->type;
+    view.n_cells  = plan.n_cells;
+    view.n_past   = plan.n_past;
+    view.pos      = pos.data();
+    view.n_rows   = (uint32_t) plan.row_pos.size();
+    view.row_pos  = plan.row_pos.data();
+    view.group    = group;
+    view.d_k      = layer.d_k;
+    view.d_v      = layer.d_v;
+    view.softcap  = kv.hparams.attn_soft_cap ? kv.hparams.f_attn_logit_softcapping : 0.0f;
+    view.layer    = layer.il;
+    view.head_kv  = head_kv;
+    view.wo       = layer.wo.empty() ? nullptr : layer.wo.data() + (size_t) head_kv * group * layer.d_v * layer.d_v;
+
+    std::vector<float> sinks;
+    if (method->uses_queries) {
+        const size_t head_bytes = layer.d_k * sizeof(float);
+        for (uint32_t h = 0; h < group; ++h) {
+            for (uint32_t i = 0; i < view.n_rows; ++i) {
+                float *      q      = scratch.queries.data() + ((size_t) h * view.n_rows + i) * layer.d_k;
+                const size_t offset = plan.row_slots[i] * layer.ring->nb[1] + (head_kv * group + h) * head_bytes;
+                ggml_backend_tensor_get(layer.ring, q, offset, head_bytes);
+                for (uint32_t x = 0; x < layer.d_k; ++x) {
+                    q[x] *= layer.kq_scale;
+                }
+            }
+        }
+        view.q = scratch.queries.data();
+        if (layer.sinks) {
+            sinks.resize(group);
+            ggml_backend_tensor_get(layer.sinks, sinks.data(), head_kv * group * sizeof(float), group * sizeof(float));
+            view.sinks = sinks.data();
+        }
+    }
+
+    // a drift cannot reach one step while all positions lie within one step
+    const bool     drifts = method->pools && params.pooling == RESTKV_POOLING_ADAPTIVE && view.n_rows > 1 &&
+                        (int64_t) pos[plan.n_cells - 1] - pos[0] > (int64_t) params.scale;
+    const uint32_t n_keep = plan.n_kept - plan.n_window;
+    restkv_score_head(view, params, drifts ? n_keep : 0, n_keep, scratch);
+
+    const int64_t t_start = ggml_time_us();
+    int32_t *     kept    = scratch.kept.data();
+    for (uint32_t i = 0; i < plan.n_window; ++i) {
+        kept[n_keep + i] = (int32_t) (plan.n_past + i);
+    }
+    restkv_move_rows(const_cast<uint8_t *>(view.k), view.k_stride, ggml_row_size(view.k_type, layer.d_k), kept, plan.n_kept);
+    restkv_move_rows(const_cast<uint8_t *>(view.v), view.v_stride, ggml_row_size(view.v_type, layer.d_v), kept, plan.n_kept);
+    for (uint32_t i = 0; i < plan.n_kept; ++i) {
+        table_out[i] = pos[kept[i]];
+    }
+    scratch.times.compact += ggml_time_us() - t_start;
+}
+
+// llama.cpp's table after an eviction: the window keeps its positions; the cells before it, which hold other positions
+// in every head, get numbers below them, so that every later token sees them.
+void restkv_cache::drop_cells(uint32_t n_keep, llama_pos pos_next) {
+    llama_kv_cells & cells = kv.v_cells[0];
+    cells.reset();
+    for (uint32_t i = 0; i < n_keep; ++i) {
+        const bool in_window = i + params.window >= n_keep;
+        cells.pos_set(i, in_window ? pos_next - (llama_pos) (n_keep - i) : (llama_pos) i);
+        cells.seq_add(i, 0);
+    }
+    kv.v_heads[0] = n_keep;
+
+    for (llama_pos & pos : ring_pos) {
+        pos = pos >= pos_next ? -1 : pos;
+    }
+}
+
+// The parts of a model's memory beside the evicting cache: a guide has to go from them too.
+static void drop_guide_elsewhere(llama_memory_i * memory, llama_pos pos_next) {
+    if (auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
+        iswa->get_swa()->seq_rm(0, pos_next, -1);
+    }
+}
+
+restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
+    const llama_kv_cells & cells = kv.v_cells[0];
+    const uint32_t         n     = n_used();
+
+    if (n_guide >= n && n_guide > 0) {
+        return restkv_fail(RESTKV_INVALID, "a guide of " + std::to_string(n_guide) + " tokens with " +
+                                               std::to_string(n) + " cells in use: decode the guide first");
+    }
+    llama_memory_i * memory = lctx->get_memory();
+    if (n_guide > 0 && (dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory))) {
+        return restkv_fail(RESTKV_UNSUPPORTED, "a model with recurrent layers cannot forget a guide: use prefill=stream");
+    }
+    const uint32_t n_doc = n - n_guide;
+    for (uint32_t i = n_table; i < n; ++i) {
+        if (cells.is_empty(i) || (i > n_table && cells.pos_get(i) != cells.pos_get(i - 1) + 1)) {
+            return restkv_fail(RESTKV_UNSUPPORTED, "positions of the text are missing in the cache: read it again");
+        }
+    }
+    if (n_doc < n_table) {
+        return restkv_fail(RESTKV_INVALID, "the guide reaches back before the last eviction");
+    }
+    const llama_pos pos_next = n_doc > 0 ? pos_of(n_doc - 1) + 1 : 0;
+    if (n_doc <= params.budget) {
+        if (n_guide > 0) {
+            memory->seq_rm(0, pos_next, -1);
+        }
+        return RESTKV_NOTHING;
+    }
+
+    const window w = rows(pos_of(n - 1) + 1, params.window);
+    if (method->uses_queries) {
+        for (const layer_state & layer : layers) {
+            if (!layer.captured || layer.has_bias) {
+                return restkv_fail(RESTKV_UNSUPPORTED, "layer " + std::to_string(layer.il) +
+                                                           " has an attention of its own that leaves no queries: use "
+                                                           "method streamingllm");
+            }
+        }
+        if (w.n_rows == 0) {
+            return restkv_fail(RESTKV_UNSUPPORTED, "no queries of the last positions are stored: decode two tokens first");
+        }
+    }
+
+    lctx->synchronize();
+    const int64_t t_start = ggml_time_us();
+
+    evict_plan plan;
+    plan.n_cells  = n;
+    plan.n_past   = n_doc - params.window;
+    plan.n_kept   = params.budget;
+    plan.n_window = params.window;
+    plan.row_pos  = w.pos;
+    plan.row_slots = w.slots;
+    for (uint32_t i = n_table; i < n; ++i) {
+        plan.tail_pos.push_back(pos_of(i));
+    }
+
+    uint32_t n_tasks = 0, group = 1, d_k = 1, d_v = 1;
+    for (const layer_state & layer : layers) {
+        n_tasks += layer.n_head_kv;
+        group = std::max(group, layer.n_head / layer.n_head_kv);
+        d_k   = std::max(d_k, layer.d_k);
+        d_v   = std::max(d_v, layer.d_v);
+    }
+    const uint32_t n_threads = restkv_threads(params.n_threads, n_tasks);
+
+    restkv_event event = {};
+    try {
+        std::vector<restkv_scratch> scratch;
+        for (uint32_t t = 0; t < n_threads; ++t) {
+            scratch.emplace_back(n, group, d_k, d_v, std::max(w.n_rows, 1u));
+        }
+        std::vector<std::vector<int32_t>> tables;
+        for (const layer_state & layer : layers) {
+            tables.emplace_back(layer.table.size());
+        }
+
+        // cells in host memory: all layers at once
+        std::vector<std::pair<uint32_t, uint32_t>> tasks;
+        std::vector<uint32_t>                      on_device;
+        for (uint32_t l = 0; l < layers.size(); ++l) {
+            const ggml_tensor * k = layers[l].k;
+            if (!ggml_backend_buffer_is_host(k->buffer ? k->buffer : k->view_src->buffer)) {
+                on_device.push_back(l);
+                continue;
+            }
+            for (uint32_t h = 0; h < layers[l].n_head_kv; ++h) {
+                tasks.push_back({ l, h });
+            }
+        }
+        restkv_parallel((uint32_t) tasks.size(), n_threads, [&](uint32_t task, uint32_t thread) {
+            const auto [l, h]         = tasks[task];
+            const layer_state & layer = layers[l];
+            evict_layer_task(layer, h, plan, (uint8_t *) layer.k->data, (uint8_t *) layer.v->data, scratch[thread],
+                             tables[l].data() + (size_t) h * params.budget);
+        });
+
+        // cells on a device: a copy of one layer at a time
+        std::vector<uint8_t> k, v;
+        for (const uint32_t l : on_device) {
+            const layer_state & layer = layers[l];
+            k.resize(n * layer.k->nb[1]);
+            v.resize(n * layer.v->nb[1]);
+            ggml_backend_tensor_get(layer.k, k.data(), 0, k.size());
+            ggml_backend_tensor_get(layer.v, v.data(), 0, v.size());
+            restkv_parallel(layer.n_head_kv, std::min(n_threads, layer.n_head_kv), [&](uint32_t h, uint32_t thread) {
+                evict_layer_task(layer, h, plan, k.data(), v.data(), scratch[thread],
+                                 tables[l].data() + (size_t) h * params.budget);
+            });
+            ggml_backend_tensor_set(layer.k, k.data(), 0, plan.n_kept * layer.k->nb[1]);
+            ggml_backend_tensor_set(layer.v, v.data(), 0, plan.n_kept * layer.v->nb[1]);
+        }
+
+        for (uint32_t l = 0; l < layers.size(); ++l) {
+            layers[l].table = std::move(tables[l]);
+            event.bytes_moved += plan.n_kept * (layers[l].k->nb[1] + layers[l].v->nb[1]);
+        }
+        for (const restkv_scratch & s : scratch) {
+            event.us_attend += s.times.attend / n_threads;
+            event.us_score += s.times.score / n_threads;
+            event.us_smooth += s.times.smooth / n_threads;
+            event.us_select += s.times.select / n_threads;
+            event.us_compact += s.times.compact / n_threads;
+        }
+        event.n_layer_host = (uint32_t) on_device.size();
+        bytes_scratch      = n_threads * restkv_scratch::bytes(n, group, d_k, d_v, std::max(w.n_rows, 1u)) + k.size() + v.size();
+    } catch (const std::bad_alloc &) {
+        return restkv_fail(RESTKV_NO_MEMORY, "not enough memory for an eviction: lower the budget or the threads");
+    }
+
+    drop_cells(params.budget, pos_next);
+    n_table   = params.budget;
+    pos_exact = pos_next;
+    if (n_guide > 0) {
+        drop_guide_elsewhere(memory, pos_next);
+    }
+
+    event.id        = n_evictions++;
+    event.pos_next  = pos_next;
+    event.n_guide   = n_guide;
+    event.n_cells   = n_doc;
+    event.n_kept    = params.budget;
+    event.n_layer   = (uint32_t) layers.size();
+    event.n_rows    = w.n_rows;
+    event.n_threads = n_threads;
+    event.us_total  = ggml_time_us() - t_start;
+    n_evicted += n_doc - params.budget;
+    event_log.push_back(event);
+    if (event_log.size() > EVENTS_MAX) {
+        event_log.pop_front();
+    }
+    return RESTKV_OK;
+}

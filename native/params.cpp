@@ -1,0 +1,38 @@
+#include "params.h"
+
+#include "methods/methods.h"
+
+#include <cmath>
+#include <cstring>
+
+static thread_local std::string last_error;
+
+restkv_status restkv_fail(restkv_status status, const std::string & message) {
+    last_error = message;
+    return status;
+}
+
+const char * restkv_last_error(void) {
+    return last_error.c_str();
+}
+
+restkv_status restkv_check_params(const restkv_params & p) {
+    if (!memchr(p.method, 0, sizeof(p.method)) || !restkv_find_method(p.method)) {
+        return restkv_fail(RESTKV_INVALID, "unknown eviction method");
+    }
+    if (p.window < 1 || p.budget <= p.window) {
+        return restkv_fail(RESTKV_INVALID, "the budget (" + std::to_string(p.budget) +
+                                               ") must be above the window (" + std::to_string(p.window) + ")");
+    }
+    if (p.kernel % 2 == 0 || p.scale < 1) {
+        return restkv_fail(RESTKV_INVALID, "the kernel must be odd and the scale at least 1");
+    }
+    if (p.pooling < RESTKV_POOLING_NONE || p.pooling > RESTKV_POOLING_ADAPTIVE || p.metric_mode < RESTKV_METRIC_AFTER ||
+        p.metric_mode > RESTKV_METRIC_BEFORE || p.reduce < RESTKV_REDUCE_NONE || p.reduce > RESTKV_REDUCE_MAX) {
+        return restkv_fail(RESTKV_INVALID, "unknown pooling, metric mode or reduction");
+    }
+    if (!std::isfinite(p.alpha) || p.alpha > 1.0f || !std::isfinite(p.tau) || p.tau < 0.0f) {
+        return restkv_fail(RESTKV_INVALID, "alpha must be at most 1 and tau at least 0");
+    }
+    return RESTKV_OK;
+}

@@ -1,0 +1,13 @@
+// Errors and settings: what the C API and the cache share, without llama.cpp.
+
+#pragma once
+
+#include "restkv.h"
+
+#include <string>
+
+// Remember the sentence that restkv_last_error() returns; gives the status back.
+restkv_status restkv_fail(restkv_status status, const std::string & message);
+
+// RESTKV_OK, or RESTKV_INVALID with a sentence.
+restkv_status restkv_check_params(const restkv_params & params);

@@ -1,0 +1,251 @@
+#include "restkv-cache.h"
+
+#include "methods/methods.h"
+
+#include "llama-impl.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <map>
+#include <stdexcept>
+
+thread_local std::unique_ptr<restkv_armed> restkv_pending;
+
+std::string restkv_cache::refusal(const llama_model & model) {
+    const llama_hparams & hparams = model.hparams;
+    if (hparams.is_mla()) {
+        return "models with multi-head latent attention keep one compressed row per cell, which cannot be evicted yet";
+    }
+    if (hparams.use_alibi) {
+        return "ALiBi adds a bias per distance that the scores do not know";
+    }
+    if (hparams.n_pos_per_embd() > 1) {
+        return "models with several positions per token (M-RoPE) are not supported";
+    }
+    if (model.arch == LLM_ARCH_GROK || model.arch == LLM_ARCH_T5 || model.arch == LLM_ARCH_MINIMAX_M3 ||
+        model.arch == LLM_ARCH_DEEPSEEK4) {
+        return "the attention of this family has a form of its own that the scores do not know";
+    }
+    if (hparams.n_layer_kv_from_start >= 0) {
+        return "layers of this model share one cache";
+    }
+    return "";
+}
+
+void restkv_cache::claim(llama_kv_cache & kv, uint32_t & kv_size) {
+    // the sliding-window part of a model keeps its own small cache
+    if (!restkv_pending || kv.swa_type != LLAMA_SWA_TYPE_NONE) {
+        return;
+    }
+    const std::unique_ptr<restkv_armed> armed = std::move(restkv_pending);
+
+    std::string reason = refusal(kv.model);
+    if (reason.empty() && kv.v_trans) {
+        reason = "flash attention is off, which stores V transposed: turn it on";
+    }
+    if (reason.empty() && (kv.n_seq_max > 1 || kv.other)) {
+        reason = "a cache that evicts holds one sequence: set n_seq_max to 1";
+    }
+    if (!reason.empty()) {
+        restkv_fail(RESTKV_UNSUPPORTED, "this cache cannot evict: " + reason);
+        throw std::runtime_error(restkv_last_error());
+    }
+    kv_size = armed->params.capacity;
+    kv.restkv.reset(new restkv_cache(kv, *armed));
+}
+
+restkv_cache::restkv_cache(llama_kv_cache & kv, restkv_armed armed) :
+    kv(kv), armed(std::move(armed)), params(this->armed.params), method(restkv_find_method(params.method)) {}
+
+void restkv_cache::init() {
+    try {
+        for (const auto & layer : kv.layers) {
+            const llama_hparams & hparams = kv.hparams;
+            layers.push_back({ layer.il,
+                               hparams.n_head(layer.il),
+                               hparams.n_head_kv(layer.il),
+                               hparams.n_embd_head_k(layer.il),
+                               hparams.n_embd_head_v(layer.il),
+                               layer.k_stream[0],
+                               layer.v_stream[0],
+                               nullptr,
+                               0.0f,
+                               nullptr,
+                               false,
+                               false,
+                               {},
+                               std::vector<int32_t>((size_t) hparams.n_head_kv(layer.il) * params.budget) });
+        }
+        check_layers();
+        ring_pos.assign(params.window, -1);
+        if (method->uses_queries) {
+            init_ring();
+        }
+        if (method->uses_wo && params.use_wo) {
+            init_wo();
+        }
+    } catch (const std::exception & e) {
+        restkv_fail(RESTKV_UNSUPPORTED, e.what());
+        throw;
+    }
+}
+
+void restkv_cache::check_layers() const {
+    constexpr uint32_t D_MAX = 512;  // stack of the distance kernel
+    if (layers.empty()) {
+        throw std::runtime_error("this model has no layer with full attention: there is nothing to evict");
+    }
+    if (kv.map_layer_ids.size() > kv.layers.size()) {
+        throw std::runtime_error("layers of this model share one cache, which cannot be evicted");
+    }
+    if (kv.has_cell_ext()) {
+        throw std::runtime_error("this model keeps more than a position per cell, which cannot be evicted");
+    }
+    for (const layer_state & layer : layers) {
+        if (layer.n_head_kv == 0 || layer.n_head % layer.n_head_kv != 0 || layer.d_k > D_MAX || layer.d_v > D_MAX) {
+            throw std::runtime_error("layer " + std::to_string(layer.il) + " has " + std::to_string(layer.n_head) +
+                                     " query heads, " + std::to_string(layer.n_head_kv) + " KV heads of size " +
+                                     std::to_string(layer.d_k) + ", which the stages do not handle");
+        }
+        for (const ggml_tensor * t : { layer.k, layer.v }) {
+            const uint32_t d = t == layer.k ? layer.d_k : layer.d_v;
+            if (d % ggml_blck_size(t->type) != 0) {
+                throw std::runtime_error(std::string("a KV head of size ") + std::to_string(d) +
+                                         " cannot be moved in blocks of " + ggml_type_name(t->type) + ": use f16");
+            }
+        }
+    }
+}
+
+void restkv_cache::init_ring() {
+    std::map<ggml_backend_buffer_type_t, ggml_context *> contexts;
+    for (layer_state & layer : layers) {
+        ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(layer.k->buffer ? layer.k->buffer : layer.k->view_src->buffer);
+        if (contexts.find(buft) == contexts.end()) {
+            ggml_init_params init = { layers.size() * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true };
+            contexts[buft]        = ggml_init(init);
+            buffers.emplace_back(contexts[buft], nullptr);
+        }
+        layer.ring = ggml_new_tensor_2d(contexts[buft], GGML_TYPE_F32, (int64_t) layer.n_head * layer.d_k,
+                                        params.window + 1);
+        ggml_format_name(layer.ring, "restkv_ring_l%u", layer.il);
+    }
+    for (auto & [ctx, buffer] : buffers) {
+        for (const auto & [buft, raw] : contexts) {
+            if (raw == ctx.get()) {
+                buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(raw, buft));
+            }
+        }
+        if (!buffer) {
+            throw std::runtime_error("not enough memory for the queries of the window");
+        }
+        ggml_backend_buffer_clear(buffer.get(), 0);
+    }
+}
+
+void restkv_cache::init_wo() {
+    std::vector<restkv_wo_shape> shapes;
+    for (const layer_state & layer : layers) {
+        shapes.push_back({ layer.il, layer.n_head, layer.d_v });
+    }
+    restkv_wo wo = restkv_read_wo(armed.path_model, armed.path_cache, shapes, params.n_threads);
+    for (layer_state & layer : layers) {
+        layer.wo = std::move(wo.layers[layer.il].data);
+        for (uint32_t h = 0; kv.attn_rot_v && h < layer.n_head; ++h) {
+            // with a quantized V the cache holds rotated values
+            constexpr uint32_t N_ROT = 64;  // llama_kv_cache::build_input_v_rot
+            restkv_rotate_factor(layer.wo.data() + (size_t) h * layer.d_v * layer.d_v, layer.d_v, N_ROT);
+        }
+    }
+}
+
+// ---- memory hooks ------------------------------------------------------------------------------
+
+uint32_t restkv_cache::n_used() const {
+    return kv.v_cells[0].get_used();
+}
+
+llama_pos restkv_cache::pos_of(uint32_t cell) const {
+    return kv.v_cells[0].pos_get(cell);
+}
+
+void restkv_cache::clear() {
+    n_table   = 0;
+    pos_exact = 0;
+    std::fill(ring_pos.begin(), ring_pos.end(), -1);
+}
+
+bool restkv_cache::seq_rm(llama_pos p0, llama_pos p1) {
+    const llama_pos pos_max = kv.v_cells[0].seq_pos_max(0);
+    if (p0 > pos_max || p1 <= p0) {
+        return true;  // nothing there
+    }
+    if (p1 <= pos_max) {
+        restkv_fail(RESTKV_UNSUPPORTED, "a cache that evicts can only be cut at its end");
+        return false;
+    }
+    if (p0 <= 0) {
+        clear();
+        return true;
+    }
+    if (p0 < pos_exact) {
+        restkv_fail(RESTKV_UNSUPPORTED, "cells up to position " + std::to_string(pos_exact) +
+                                            " have been evicted: read the text again from its start");
+        return false;
+    }
+    for (llama_pos & pos : ring_pos) {
+        pos = pos >= p0 ? -1 : pos;
+    }
+    return true;
+}
+
+bool restkv_cache::refuse(const char * operation) {
+    restkv_fail(RESTKV_UNSUPPORTED, std::string(operation) + " is not possible in a cache that evicts: its KV heads "
+                                                             "hold different positions in the same cells");
+    LLAMA_LOG_ERROR("%s\n", restkv_last_error());
+    return true;
+}
+
+bool restkv_cache::can_evict() const {
+    return n_used() > params.budget;
+}
+
+// ---- facts -------------------------------------------------------------------------------------
+
+restkv_stats restkv_cache::stats() const {
+    restkv_stats s = {};
+    s.capacity     = kv.get_size();
+    s.budget       = params.budget;
+    s.window       = params.window;
+    s.n_layer      = (uint32_t) layers.size();
+    s.n_cells      = n_used();
+    s.pos_next     = kv.v_cells[0].seq_pos_max(0) + 1;
+    s.pos_exact    = pos_exact;
+    s.n_evictions  = n_evictions;
+    s.n_evicted    = n_evicted;
+    for (const layer_state & layer : layers) {
+        s.n_head_kv = std::max(s.n_head_kv, layer.n_head_kv);
+        s.bytes_kv += ggml_nbytes(layer.k) + ggml_nbytes(layer.v);
+        s.bytes_ring += layer.ring ? ggml_nbytes(layer.ring) : 0;
+        s.bytes_table += layer.table.size() * sizeof(int32_t);
+        s.bytes_wo += layer.wo.size() * sizeof(float);
+    }
+    s.bytes_scratch = bytes_scratch;
+    return s;
+}
+
+int32_t restkv_cache::kept(uint32_t il, uint32_t head_kv, int32_t * out, uint32_t n_max) const {
+    for (const layer_state & layer : layers) {
+        if (layer.il != il || head_kv >= layer.n_head_kv) {
+            continue;
+        }
+        const uint32_t n = n_used();
+        for (uint32_t i = 0; out && i < std::min(n, n_max); ++i) {
+            out[i] = i < n_table ? layer.table[(size_t) head_kv * params.budget + i] : pos_of(i);
+        }
+        return (int32_t) n;
+    }
+    restkv_fail(RESTKV_INVALID, "layer " + std::to_string(il) + " has no evicting cache with a KV head " +
+                                    std::to_string(head_kv));
+    return -1;
+}

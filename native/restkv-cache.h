@@ -1,0 +1,142 @@
+// The eviction state of one llama_kv_cache, and the hooks that the patched llama.cpp calls.
+//
+// A cell of the cache is shared by all KV heads of all layers in llama.cpp's own tables. After an eviction every KV
+// head of every layer holds its own set of positions in the same cells, so this class keeps the true positions:
+// cells [0, n_table) per layer and head in `table`, cells from n_table on as llama.cpp's table has them.
+//
+// Used cells are always [0, n) in ascending order of position: eviction compacts, removal is only allowed at the end.
+
+#pragma once
+
+#include "params.h"
+#include "stages.h"
+#include "wo.h"
+
+#include "ggml-cpp.h"
+#include "llama.h"
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+class llama_io_read_i;
+class llama_io_write_i;
+class llama_kv_cache;
+class restkv_ring_input;
+struct llama_context;
+struct llama_memory_context_i;
+struct llm_graph_context;
+
+// What the next context of this thread gets; see restkv_arm().
+struct restkv_armed {
+    restkv_params params;
+    std::string   path_model;
+    std::string   path_cache;
+};
+
+extern thread_local std::unique_ptr<restkv_armed> restkv_pending;
+
+class restkv_cache {
+  public:
+    // ---- hooks: construction -------------------------------------------------------------------
+
+    // Take the pending settings, if this cache is one that evicts: sets kv.restkv and the number of cells. Throws
+    // std::runtime_error when the cache cannot evict.
+    static void claim(llama_kv_cache & kv, uint32_t & kv_size);
+
+    // After the layers exist: ring, tables and matrices. Throws std::runtime_error.
+    void init();
+
+    // Why a model cannot be evicted, or "".
+    static std::string refusal(const llama_model & model);
+
+    // ---- hooks: graph --------------------------------------------------------------------------
+
+    // Store the queries of the last positions of this ubatch in the layer's ring. No-op when `cache` is null.
+    static void capture(const llm_graph_context & graph, restkv_cache * cache, ggml_tensor * q, ggml_tensor * kq_b,
+                        ggml_tensor * sinks, float kq_scale, int il);
+
+    // ---- hooks: memory -------------------------------------------------------------------------
+
+    void clear();
+    bool seq_rm(llama_pos p0, llama_pos p1);  // [p0, p1); false: refused, nothing has changed
+    bool refuse(const char * operation);      // always true; leaves a message
+
+    bool                                    can_evict() const;
+    std::unique_ptr<llama_memory_context_i> init_evict(llama_context * lctx);
+
+    void state_write(llama_io_write_i & io) const;
+    void state_read(llama_io_read_i & io);
+
+    // ---- the API -------------------------------------------------------------------------------
+
+    restkv_status evict(llama_context * lctx, uint32_t n_guide);
+
+    restkv_stats                     stats() const;
+    const std::deque<restkv_event> & events() const { return event_log; }
+    int32_t                          kept(uint32_t layer, uint32_t head_kv, int32_t * out, uint32_t n_max) const;
+
+  private:
+    friend class restkv_ring_input;
+
+    static constexpr size_t EVENTS_MAX = 256;
+
+    struct layer_state {
+        uint32_t il;
+        uint32_t n_head;
+        uint32_t n_head_kv;
+        uint32_t d_k;
+        uint32_t d_v;
+
+        ggml_tensor * k;
+        ggml_tensor * v;
+        ggml_tensor * ring;  // [n_head * d_k, window + 1], the last row takes what nobody needs
+
+        // recorded when the graph is built
+        float         kq_scale = 0.0f;
+        ggml_tensor * sinks    = nullptr;
+        bool          captured = false;
+        bool          has_bias = false;
+
+        std::vector<float>   wo;     // [n_head][d_v][d_v] upper factors, or empty
+        std::vector<int32_t> table;  // [n_head_kv][budget] positions
+    };
+
+    struct window {
+        uint32_t             n_rows = 0;
+        std::vector<int32_t> pos;    // [n_rows]
+        std::vector<int32_t> slots;  // [n_rows] row of the ring
+    };
+
+    explicit restkv_cache(llama_kv_cache & kv, restkv_armed armed);
+
+    uint32_t  n_used() const;
+    llama_pos pos_of(uint32_t cell) const;  // as llama.cpp's table has it
+    window    rows(llama_pos pos_next, uint32_t n_max) const;
+    void      check_layers() const;
+    void      evict_layer_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                               uint8_t * k, uint8_t * v, restkv_scratch & scratch, int32_t * table_out) const;
+    void      drop_cells(uint32_t n_keep, llama_pos pos_next);
+    void      init_ring();
+    void      init_wo();
+
+    llama_kv_cache &      kv;
+    const restkv_armed    armed;
+    const restkv_params & params;
+    const struct restkv_method * method;
+
+    std::vector<layer_state> layers;
+
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;
+
+    std::vector<llama_pos> ring_pos;  // [window] position whose query a row holds, or -1
+
+    uint32_t  n_table   = 0;  // cells whose positions are in the tables
+    llama_pos pos_exact = 0;  // position after the last eviction
+
+    uint64_t             n_evictions   = 0;
+    uint64_t             n_evicted     = 0;
+    size_t               bytes_scratch = 0;
+    std::deque<restkv_event> event_log;
+};

@@ -1,0 +1,148 @@
+// The C API on models and contexts: arguments are checked here, the work is done elsewhere.
+
+#include "restkv.h"
+
+#include "methods/methods.h"
+#include "params.h"
+#include "restkv-cache.h"
+
+#include "llama-arch.h"
+#include "llama-context.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-kv-cache.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstring>
+
+uint32_t restkv_abi_version(void) {
+    return RESTKV_ABI_VERSION;
+}
+
+bool restkv_abort_on_flag(void * flag) {
+    return *(const volatile int32_t *) flag != 0;
+}
+
+// ---- models ------------------------------------------------------------------------------------
+
+restkv_status restkv_model_probe(const llama_model * model, int32_t type_k, int32_t type_v, restkv_model_info * out) {
+    if (!model || !out || type_k < 0 || type_k >= GGML_TYPE_COUNT || type_v < 0 || type_v >= GGML_TYPE_COUNT) {
+        return restkv_fail(RESTKV_INVALID, "restkv_model_probe: no model or an unknown cache type");
+    }
+    const llama_hparams & hparams = model->hparams;
+
+    restkv_model_info info;
+    memset(&info, 0, sizeof(info));
+    snprintf(info.arch, sizeof(info.arch), "%s", llm_arch_name(model->arch));
+    info.n_ctx_train = hparams.n_ctx_train;
+
+    std::string refusal = restkv_cache::refusal(*model);
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (hparams.is_recr(il) || !hparams.has_kv(il)) {
+            info.n_layer_recurrent++;
+            continue;
+        }
+        if (hparams.is_swa(il)) {
+            info.n_layer_swa++;
+            continue;
+        }
+        const uint32_t d_k = hparams.n_embd_head_k(il);
+        const uint32_t d_v = hparams.n_embd_head_v(il);
+        if (info.n_layer++ == 0) {
+            info.n_head        = hparams.n_head(il);
+            info.n_head_kv     = hparams.n_head_kv(il);
+            info.n_embd_head_k = d_k;
+            info.n_embd_head_v = d_v;
+        }
+        for (const auto & [type, d] : { std::pair(type_k, d_k), std::pair(type_v, d_v) }) {
+            if (refusal.empty() && d % ggml_blck_size((ggml_type) type) != 0) {
+                refusal = "KV heads of size " + std::to_string(d) + " do not divide into blocks of " +
+                          ggml_type_name((ggml_type) type) + ": choose f16";
+            }
+        }
+        if (refusal.empty()) {
+            info.bytes_per_cell += ggml_row_size((ggml_type) type_k, hparams.n_embd_k_gqa(il)) +
+                                   ggml_row_size((ggml_type) type_v, hparams.n_embd_v_gqa(il));
+        }
+        info.bytes_window += (uint64_t) hparams.n_head(il) * d_k * sizeof(float);
+    }
+    if (refusal.empty() && info.n_layer == 0) {
+        refusal = "this model has no layer with full attention: there is nothing to evict";
+    }
+    snprintf(info.refusal, sizeof(info.refusal), "%s", refusal.c_str());
+    *out = info;
+    return RESTKV_OK;
+}
+
+// ---- contexts ----------------------------------------------------------------------------------
+
+restkv_status restkv_arm(const restkv_params * params, const char * path_model, const char * path_cache) {
+    if (!params) {
+        return restkv_fail(RESTKV_INVALID, "restkv_arm: no settings");
+    }
+    if (const restkv_status status = restkv_check_params(*params)) {
+        return status;
+    }
+    if (params->capacity <= params->budget || params->reduce == RESTKV_REDUCE_NONE) {
+        return restkv_fail(RESTKV_INVALID, "the capacity must be above the budget, and the heads of a group share one set");
+    }
+    if (params->use_wo && restkv_find_method(params->method)->uses_wo && !path_model) {
+        return restkv_fail(RESTKV_INVALID, "the model's file is needed for its output projections");
+    }
+    restkv_pending.reset(new restkv_armed{ *params, path_model ? path_model : "", path_cache ? path_cache : "" });
+    return RESTKV_OK;
+}
+
+void restkv_disarm(void) {
+    restkv_pending.reset();
+}
+
+static restkv_cache * find_cache(llama_context * ctx) {
+    llama_memory_i * memory = ctx ? ctx->get_memory() : nullptr;
+    restkv_cache *   cache  = nullptr;
+    if (auto * kv = dynamic_cast<llama_kv_cache *>(memory)) {
+        cache = kv->get_restkv();
+    } else if (auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
+        cache = iswa->get_base()->get_restkv();
+    } else if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
+        cache = hybrid->get_mem_attn()->get_restkv();
+    } else if (auto * hybrid_iswa = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
+        cache = hybrid_iswa->get_mem_attn()->get_base()->get_restkv();
+    }
+    if (!cache) {
+        restkv_fail(RESTKV_INVALID, "this context has no cache that evicts");
+    }
+    return cache;
+}
+
+restkv_status restkv_evict(llama_context * ctx, uint32_t n_guide) {
+    restkv_cache * cache = find_cache(ctx);
+    return cache ? cache->evict(ctx, n_guide) : RESTKV_INVALID;
+}
+
+restkv_status restkv_get_stats(llama_context * ctx, restkv_stats * out) {
+    const restkv_cache * cache = find_cache(ctx);
+    if (!cache || !out) {
+        return RESTKV_INVALID;
+    }
+    *out = cache->stats();
+    return RESTKV_OK;
+}
+
+uint32_t restkv_get_events(llama_context * ctx, restkv_event * out, uint32_t n_max) {
+    const restkv_cache * cache = find_cache(ctx);
+    if (!cache || !out) {
+        return 0;
+    }
+    const auto &   log = cache->events();
+    const uint32_t n   = std::min(n_max, (uint32_t) log.size());
+    std::copy(log.end() - n, log.end(), out);
+    return n;
+}
+
+int32_t restkv_kept(llama_context * ctx, uint32_t layer, uint32_t head_kv, int32_t * out, uint32_t n_max) {
+    const restkv_cache * cache = find_cache(ctx);
+    return cache ? cache->kept(layer, head_kv, out, n_max) : -1;
+}

@@ -1,0 +1,209 @@
+// restkv.h: the only boundary between the patched llama.cpp library and its callers.
+//
+// A KV cache of fixed size: `capacity` cells per layer, of which `budget` survive an eviction.
+// A cell's score says how much the layer's output changes when the cell goes.
+//
+// Every function that can fail returns a restkv_status; the sentence for people is in restkv_last_error().
+// Shapes are row-major, last axis contiguous.
+
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+#    define RESTKV_API __declspec(dllexport)
+#else
+#    define RESTKV_API __attribute__((visibility("default")))
+#endif
+
+// Raised whenever a struct or a signature below changes.
+#define RESTKV_ABI_VERSION 1
+
+#define RESTKV_NAME_MAX 32
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct llama_context;
+struct llama_model;
+
+typedef enum restkv_status {
+    RESTKV_OK          = 0,
+    RESTKV_INVALID     = 1,  // an argument is out of range
+    RESTKV_UNSUPPORTED = 2,  // this model, cache type or setting cannot be evicted
+    RESTKV_NOTHING     = 3,  // the cache is within its budget: nothing to evict
+    RESTKV_IO          = 4,  // a file could not be read
+    RESTKV_NO_MEMORY   = 5,
+} restkv_status;
+
+typedef enum restkv_pooling {
+    RESTKV_POOLING_NONE     = 0,
+    RESTKV_POOLING_AVG      = 1,
+    RESTKV_POOLING_MAX      = 2,
+    RESTKV_POOLING_ADAPTIVE = 3,
+} restkv_pooling;
+
+typedef enum restkv_metric_mode {
+    RESTKV_METRIC_AFTER  = 0,  // aggregate the attention of the window, then one distance per cell
+    RESTKV_METRIC_BEFORE = 1,  // one distance per query and cell, then aggregate
+} restkv_metric_mode;
+
+typedef enum restkv_reduce {
+    RESTKV_REDUCE_NONE = 0,  // one set per query head (restkv_score only)
+    RESTKV_REDUCE_MEAN = 1,
+    RESTKV_REDUCE_MAX  = 2,
+} restkv_reduce;
+
+// How cells are scored and how many survive. The defaults live with the caller, not here.
+typedef struct restkv_params {
+    char     method[RESTKV_NAME_MAX];  // a name of restkv_method_name()
+    uint32_t budget;                   // cells per KV head that survive an eviction, window included
+    uint32_t capacity;                 // physical cells per layer
+    uint32_t window;                   // last positions: their queries score, their cells are kept
+    uint32_t kernel;                   // pooling kernel, odd; the floor of the adaptive one
+    uint32_t scale;                    // positions of drift per kernel step (adaptive pooling)
+    int32_t  pooling;                  // restkv_pooling
+    int32_t  metric_mode;              // restkv_metric_mode
+    int32_t  reduce;                   // restkv_reduce
+    float    alpha;                    // weight of the newest row; negative: 2 / (window + 1)
+    float    tau;                      // exponent of the output distance (after and use_wo only)
+    uint8_t  use_wo;
+    uint8_t  use_norm;
+    uint8_t  use_ema;
+    uint8_t  reserved;
+    uint32_t n_threads;                // 0: all cores
+    uint64_t seed;                     // method random
+} restkv_params;
+
+RESTKV_API uint32_t     restkv_abi_version(void);
+RESTKV_API const char * restkv_last_error(void);  // of the calling thread; "" when there is none
+
+RESTKV_API uint32_t     restkv_method_count(void);
+RESTKV_API const char * restkv_method_name(uint32_t i);     // NULL beyond the end
+RESTKV_API const char * restkv_method_summary(uint32_t i);
+
+// ---- a model, before a context exists ----------------------------------------------------------
+
+typedef struct restkv_model_info {
+    char     arch[RESTKV_NAME_MAX];
+    char     refusal[256];       // why this model cannot be evicted; "" when it can
+    uint32_t n_layer;            // layers with a cache that evicts (full attention)
+    uint32_t n_layer_swa;        // layers with a sliding window, left alone
+    uint32_t n_layer_recurrent;  // layers without a cache, left alone
+    uint32_t n_head;             // of the first evicting layer
+    uint32_t n_head_kv;
+    uint32_t n_embd_head_k;
+    uint32_t n_embd_head_v;
+    uint32_t n_ctx_train;
+    uint64_t bytes_per_cell;     // K and V of one cell, summed over the evicting layers
+    uint64_t bytes_window;       // ring of queries, per row of the window, summed over the layers
+} restkv_model_info;
+
+// Works on a model loaded with no_alloc. type_k and type_v are ggml types.
+RESTKV_API restkv_status restkv_model_probe(const struct llama_model * model, int32_t type_k, int32_t type_v,
+                                            restkv_model_info * out);
+
+// ---- a context with a fixed cache --------------------------------------------------------------
+
+// The next context that this thread creates gets a cache of params->capacity cells that evicts.
+// path_model: the GGUF file, read for W_o when use_wo is set (first file of a split model). path_cache: a folder for the
+// matrices made from W_o, or NULL. Consumed by the context, or dropped by restkv_disarm().
+RESTKV_API restkv_status restkv_arm(const restkv_params * params, const char * path_model, const char * path_cache);
+RESTKV_API void          restkv_disarm(void);
+
+// Evict now, down to the budget. The last n_guide positions are a guide: their queries score (the last `window` of
+// them), then their cells are dropped and the position counter goes back before them.
+RESTKV_API restkv_status restkv_evict(struct llama_context * ctx, uint32_t n_guide);
+
+typedef struct restkv_stats {
+    uint32_t capacity;
+    uint32_t budget;
+    uint32_t window;
+    uint32_t n_layer;      // evicting layers
+    uint32_t n_head_kv;    // largest of the evicting layers
+    uint32_t n_cells;      // cells in use
+    int32_t  pos_next;     // position of the next token
+    int32_t  pos_exact;    // seq_rm from here on is exact; before it is refused
+    uint64_t n_evictions;
+    uint64_t n_evicted;    // cells dropped so far, per KV head and layer
+    uint64_t bytes_kv;     // K and V tensors of the evicting layers
+    uint64_t bytes_ring;
+    uint64_t bytes_table;  // positions per layer, KV head and cell
+    uint64_t bytes_wo;     // matrices made from W_o
+    uint64_t bytes_scratch;
+} restkv_stats;
+
+RESTKV_API restkv_status restkv_get_stats(struct llama_context * ctx, restkv_stats * out);
+
+typedef struct restkv_event {
+    uint64_t id;            // 0, 1, 2, ...
+    int32_t  pos_next;      // position of the next token when it happened, guide excluded
+    uint32_t n_guide;
+    uint32_t n_cells;       // before
+    uint32_t n_kept;        // after
+    uint32_t n_layer;
+    uint32_t n_layer_host;  // layers scored through a copy on the host, because their cache lives on a device
+    uint32_t n_rows;        // rows of the window that scored
+    uint32_t n_threads;
+    uint64_t bytes_moved;   // K and V
+    uint64_t us_total;      // wall time
+    uint64_t us_attend;     // per stage: time of all threads divided by their number
+    uint64_t us_score;
+    uint64_t us_smooth;
+    uint64_t us_select;
+    uint64_t us_compact;
+} restkv_event;
+
+// The last events, oldest first; at most 256 are kept. Returns how many were written.
+RESTKV_API uint32_t restkv_get_events(struct llama_context * ctx, restkv_event * out, uint32_t n_max);
+
+// Positions that a KV head of a layer (model layer index) holds, ascending. Returns their number (out may be NULL), or
+// -1 with restkv_last_error().
+RESTKV_API int32_t restkv_kept(struct llama_context * ctx, uint32_t layer, uint32_t head_kv, int32_t * out,
+                               uint32_t n_max);
+
+// For llama_set_abort_callback: true when the int32 at `flag` is not zero.
+RESTKV_API bool restkv_abort_on_flag(void * flag);
+
+// ---- the stages on host arrays (parity tests, research) ----------------------------------------
+
+typedef struct restkv_score_args {
+    restkv_params   params;      // budget, window and the scoring options; capacity is ignored
+    uint32_t        n_head;
+    uint32_t        n_head_kv;
+    uint32_t        n_embd_head;
+    uint32_t        n_cells;     // N
+    uint32_t        n_embd_out;  // rows of W_o
+    uint32_t        layer;       // method random
+    int32_t         type_kv;     // ggml type of k and v: F32 or F16
+    float           attn_scale;  // 0: 1 / sqrt(n_embd_head)
+    const float *   q;           // [n_head, window, n_embd_head]
+    const void *    k;           // [n_head_kv, N, n_embd_head]
+    const void *    v;           // [n_head_kv, N, n_embd_head]
+    const float *   wo;          // [n_embd_out, n_head * n_embd_head], or NULL
+    const int32_t * pos;         // [n_head_kv, N] ascending text positions, or NULL: 0 .. N-1
+} restkv_score_args;
+
+typedef struct restkv_score_out {
+    float *   raw;           // [n_head, N - window]
+    float *   smoothed;      // [n_head, N - window]
+    int32_t * kernel_sizes;  // [n_head]
+    int32_t * shifts;        // [n_head]
+    int32_t * indices;       // [n_head or n_head_kv, budget - window], ascending
+} restkv_score_out;
+
+RESTKV_API restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * out);
+
+// The n_keep largest of scores[n], ties to the lower index, ascending in out.
+RESTKV_API restkv_status restkv_select(const float * scores, uint32_t n, uint32_t n_keep, int32_t * out);
+
+// Move the bytes [offset, offset + n_bytes) of row src[i] to row i, i ascending; src ascending and src[i] >= i.
+RESTKV_API restkv_status restkv_compact(void * rows, size_t row_stride, size_t offset, size_t n_bytes,
+                                        const int32_t * src, uint32_t n);
+
+#ifdef __cplusplus
+}
+#endif

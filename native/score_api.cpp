@@ -1,0 +1,152 @@
+// The C API of the stages on host arrays: parity tests and research, no model needed.
+
+#include "compact.h"
+#include "methods/methods.h"
+#include "params.h"
+#include "wo.h"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <numeric>
+
+static restkv_status check_score(const restkv_score_args & a, const restkv_score_out & out) {
+    if (const restkv_status status = restkv_check_params(a.params)) {
+        return status;
+    }
+    if (!a.q || !a.k || !a.v || !out.raw || !out.smoothed || !out.kernel_sizes || !out.shifts || !out.indices) {
+        return restkv_fail(RESTKV_INVALID, "restkv_score: an array is missing");
+    }
+    if (a.n_head == 0 || a.n_head_kv == 0 || a.n_head % a.n_head_kv != 0 || a.n_embd_head == 0 || a.n_embd_head > 512) {
+        return restkv_fail(RESTKV_INVALID, "restkv_score: the heads must be a multiple of the KV heads, their size at most 512");
+    }
+    if (a.n_cells <= a.params.window) {
+        return restkv_fail(RESTKV_INVALID, "restkv_score: more cells than the window are needed");
+    }
+    if (a.type_kv != GGML_TYPE_F32 && a.type_kv != GGML_TYPE_F16) {
+        return restkv_fail(RESTKV_INVALID, "restkv_score: k and v must be float32 or float16");
+    }
+    if (a.wo && a.n_embd_out == 0) {
+        return restkv_fail(RESTKV_INVALID, "restkv_score: W_o has no rows");
+    }
+    return RESTKV_OK;
+}
+
+// [n_head][d][d] upper factors
+static std::vector<float> factor_wo(const restkv_score_args & a) {
+    const uint32_t     d = a.n_embd_head;
+    std::vector<float> factors((size_t) a.n_head * d * d);
+    for (uint32_t h = 0; h < a.n_head; ++h) {
+        std::vector<double> gram((size_t) d * d, 0.0);
+        restkv_add_gram(a.wo + (size_t) h * d, (size_t) a.n_head * d, a.n_embd_out, d, gram.data());
+        restkv_factor(gram.data(), d, factors.data() + (size_t) h * d * d);
+    }
+    return factors;
+}
+
+restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * out) {
+    if (!args || !out) {
+        return restkv_fail(RESTKV_INVALID, "restkv_score: no arguments");
+    }
+    if (const restkv_status status = check_score(*args, *out)) {
+        return status;
+    }
+    const restkv_score_args & a      = *args;
+    const restkv_params &     p      = a.params;
+    const restkv_method *     method = restkv_find_method(p.method);
+
+    const uint32_t group  = a.n_head / a.n_head_kv;
+    const uint32_t n_past = a.n_cells - p.window;
+    const uint32_t n_keep = p.budget - p.window;
+    const size_t   size   = a.type_kv == GGML_TYPE_F32 ? sizeof(float) : sizeof(ggml_fp16_t);
+    const size_t   stride = a.n_embd_head * size;
+    const float    scale  = a.attn_scale != 0.0f ? a.attn_scale : 1.0f / std::sqrt((float) a.n_embd_head);
+
+    const bool adaptive = method->pools && p.pooling == RESTKV_POOLING_ADAPTIVE;
+    if (adaptive && p.window % 2) {
+        return restkv_fail(RESTKV_INVALID, "the window must be even: the drift compares its two halves");
+    }
+
+    try {
+        const std::vector<float> wo = a.wo && p.use_wo && method->uses_wo ? factor_wo(a) : std::vector<float>();
+
+        std::vector<float> q(a.q, a.q + (size_t) a.n_head * p.window * a.n_embd_head);
+        for (float & x : q) {
+            x *= scale;
+        }
+        std::vector<int32_t> plain(a.n_cells);
+        std::iota(plain.begin(), plain.end(), 0);
+        std::vector<int32_t> selected(n_past);
+
+        restkv_scratch scratch(a.n_cells, group, a.n_embd_head, a.n_embd_head, p.window);
+        for (uint32_t hk = 0; hk < a.n_head_kv; ++hk) {
+            restkv_view view;
+            view.k        = (const uint8_t *) a.k + (size_t) hk * a.n_cells * stride;
+            view.v        = (const uint8_t *) a.v + (size_t) hk * a.n_cells * stride;
+            view.k_stride = view.v_stride = stride;
+            view.k_type = view.v_type = (ggml_type) a.type_kv;
+            view.n_cells              = a.n_cells;
+            view.n_past               = n_past;
+            view.pos                  = a.pos ? a.pos + (size_t) hk * a.n_cells : plain.data();
+            view.q                    = q.data() + (size_t) hk * group * p.window * a.n_embd_head;
+            view.n_rows               = p.window;
+            view.row_pos              = view.pos + n_past;
+            view.group                = group;
+            view.d_k = view.d_v = a.n_embd_head;
+            view.wo      = wo.empty() ? nullptr : wo.data() + (size_t) hk * group * a.n_embd_head * a.n_embd_head;
+            view.layer   = a.layer;
+            view.head_kv = hk;
+
+            // with positions, as in the cache: no drift while they all lie within one step
+            const bool drifts = adaptive && (!a.pos || (int64_t) view.pos[a.n_cells - 1] - view.pos[0] > p.scale);
+            restkv_score_head(view, p, drifts ? std::min(n_keep, n_past) : 0, n_keep, scratch);
+
+            for (uint32_t g = 0; g < group; ++g) {
+                const uint32_t h = hk * group + g;
+                std::copy_n(scratch.raw.data() + (size_t) g * scratch.n_pad, n_past, out->raw + (size_t) h * n_past);
+                out->kernel_sizes[h] = scratch.kernels[g];
+                out->shifts[h]       = scratch.shifts[g];
+                const float * y      = scratch.smoothed.data() + (size_t) g * scratch.n_pad;
+                if (p.reduce == RESTKV_REDUCE_NONE) {
+                    const uint32_t n = restkv_select_top(y, n_past, n_keep, selected.data());
+                    std::copy_n(selected.data(), n, out->indices + (size_t) h * std::min(n_keep, n_past));
+                }
+                std::copy_n(y, n_past, out->smoothed + (size_t) h * n_past);
+            }
+            if (p.reduce != RESTKV_REDUCE_NONE) {
+                const uint32_t n = std::min(n_keep, n_past);
+                std::copy_n(scratch.kept.data(), n, out->indices + (size_t) hk * n);
+            }
+        }
+    } catch (const std::bad_alloc &) {
+        return restkv_fail(RESTKV_NO_MEMORY, "not enough memory to score these arrays");
+    }
+    return RESTKV_OK;
+}
+
+restkv_status restkv_select(const float * scores, uint32_t n, uint32_t n_keep, int32_t * out) {
+    if (!scores || !out) {
+        return restkv_fail(RESTKV_INVALID, "restkv_select: an array is missing");
+    }
+    try {
+        std::vector<int32_t> order(n);
+        std::copy_n(order.data(), restkv_select_top(scores, n, n_keep, order.data()), out);
+    } catch (const std::bad_alloc &) {
+        return restkv_fail(RESTKV_NO_MEMORY, "not enough memory to select");
+    }
+    return RESTKV_OK;
+}
+
+restkv_status restkv_compact(void * rows, size_t row_stride, size_t offset, size_t n_bytes, const int32_t * src,
+                             uint32_t n) {
+    if (!rows || !src || offset + n_bytes > row_stride) {
+        return restkv_fail(RESTKV_INVALID, "restkv_compact: an array is missing or the bytes leave their row");
+    }
+    for (uint32_t i = 0; i < n; ++i) {
+        if (src[i] < (int32_t) i || (i > 0 && src[i] <= src[i - 1])) {
+            return restkv_fail(RESTKV_INVALID, "restkv_compact: the rows must be ascending");
+        }
+    }
+    restkv_move_rows((uint8_t *) rows + offset, row_stride, n_bytes, src, n);
+    return RESTKV_OK;
+}

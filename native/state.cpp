@@ -1,0 +1,105 @@
+// Save and restore: what llama.cpp's own state lacks. Written after the cells of the cache; everything read is checked,
+// since a state file may come from anywhere.
+
+#include "restkv-cache.h"
+
+#include "llama-io.h"
+#include "llama-kv-cache.h"
+
+#include <cstring>
+#include <stdexcept>
+
+namespace {
+
+struct state_header {
+    char      magic[8];
+    uint32_t  n_layer;
+    uint32_t  window;
+    uint32_t  n_table;
+    llama_pos pos_exact;
+    uint64_t  n_evictions;
+    uint64_t  n_evicted;
+};
+
+constexpr char MAGIC[8] = { 'R', 'S', 'T', 'K', 'V', 'S', 'T', '1' };
+
+}  // namespace
+
+void restkv_cache::state_write(llama_io_write_i & io) const {
+    state_header header;
+    memset(&header, 0, sizeof(header));
+    memcpy(header.magic, MAGIC, sizeof(MAGIC));
+    header.n_layer     = (uint32_t) layers.size();
+    header.window      = params.window;
+    header.n_table     = n_table;
+    header.pos_exact   = pos_exact;
+    header.n_evictions = n_evictions;
+    header.n_evicted   = n_evicted;
+    io.write(&header, sizeof(header));
+    io.write(ring_pos.data(), ring_pos.size() * sizeof(llama_pos));
+    for (const layer_state & layer : layers) {
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            io.write(layer.table.data() + (size_t) h * params.budget, n_table * sizeof(int32_t));
+        }
+        const uint64_t n_ring = layer.ring ? ggml_nbytes(layer.ring) : 0;
+        io.write(&n_ring, sizeof(n_ring));
+        if (layer.ring) {
+            io.write_tensor(layer.ring, 0, n_ring);
+        }
+    }
+}
+
+void restkv_cache::state_read(llama_io_read_i & io) {
+    const auto reject = [](const std::string & why) { throw std::runtime_error("the saved state does not fit: " + why); };
+    try {
+        state_header header;
+        io.read(&header, sizeof(header));
+        if (memcmp(header.magic, MAGIC, sizeof(MAGIC)) != 0) {
+            reject("it was saved without eviction");
+        }
+        if (header.n_layer != layers.size() || header.window != params.window) {
+            reject("its layers or its window differ");
+        }
+        if (header.n_table > params.budget || header.n_table > n_used()) {
+            reject("its budget is larger than this cache's");
+        }
+        if (header.pos_exact < 0 || header.pos_exact > kv.v_cells[0].seq_pos_max(0) + 1) {
+            reject("its positions are out of order");
+        }
+        std::vector<llama_pos> ring(ring_pos.size());
+        io.read(ring.data(), ring.size() * sizeof(llama_pos));
+        for (uint32_t slot = 0; slot < ring.size(); ++slot) {
+            if (ring[slot] != -1 && (ring[slot] < 0 || (uint32_t) ring[slot] % params.window != slot)) {
+                reject("its queries are out of order");
+            }
+        }
+        for (layer_state & layer : layers) {
+            for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+                int32_t * table = layer.table.data() + (size_t) h * params.budget;
+                io.read(table, header.n_table * sizeof(int32_t));
+                for (uint32_t i = 0; i < header.n_table; ++i) {
+                    if (table[i] < (i > 0 ? table[i - 1] + 1 : 0) || table[i] >= header.pos_exact) {
+                        reject("its positions are out of order");
+                    }
+                }
+            }
+            uint64_t n_ring = 0;
+            io.read(&n_ring, sizeof(n_ring));
+            if (n_ring != (layer.ring ? ggml_nbytes(layer.ring) : 0)) {
+                reject("its queries have another size");
+            }
+            if (layer.ring) {
+                io.read_tensor(layer.ring, 0, n_ring);
+            }
+        }
+        ring_pos    = std::move(ring);
+        n_table     = header.n_table;
+        pos_exact   = header.pos_exact;
+        n_evictions = header.n_evictions;
+        n_evicted   = header.n_evicted;
+    } catch (const std::exception & e) {
+        restkv_fail(RESTKV_IO, e.what());
+        kv.clear(true);
+        throw;
+    }
+}

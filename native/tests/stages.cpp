@@ -1,0 +1,352 @@
+// The stages and the kernels of every instruction set that this processor has, against plain loops. Meant to run under
+// the address and undefined-behaviour sanitizers too: sizes sit at and around the block sizes.
+
+#include "check.h"
+
+#include "../compact.h"
+#include "../cpu/kernels.h"
+#include "../stages.h"
+#include "../wo.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+
+static std::mt19937 rng(7);
+
+static std::vector<float> normal(size_t n) {
+    std::normal_distribution<float> d;
+    std::vector<float>              x(n);
+    for (float & v : x) {
+        v = d(rng);
+    }
+    return x;
+}
+
+static bool close(double a, double b, double tolerance) {
+    return std::fabs(a - b) <= tolerance * (1.0 + std::fabs(b));
+}
+
+static const uint32_t SIZES[] = { 1, 2, 15, 16, 17, 31, 32, 33, 63, 100, 255, 257, 1023, 1025 };
+
+static void test_matmul(const restkv_kernels & k, uint32_t n, uint32_t d, uint32_t rows) {
+    const uint32_t           ld    = restkv_pad(n);
+    const std::vector<float> cells = normal((size_t) n * d);
+    const std::vector<float> a     = normal((size_t) rows * d);
+    std::vector<float>       panel((size_t) d * ld, NAN);
+    std::vector<float>       out((size_t) rows * ld);
+    k.transpose(cells.data(), n, d, panel.data(), ld);
+    k.matmul(a.data(), rows, d, panel.data(), ld, n, out.data(), ld);
+    bool right = true;
+    for (uint32_t r = 0; r < rows; ++r) {
+        for (uint32_t j = 0; j < n; ++j) {
+            double sum = 0.0;
+            for (uint32_t x = 0; x < d; ++x) {
+                sum += (double) a[r * d + x] * cells[(size_t) j * d + x];
+            }
+            right = right && close(out[r * ld + j], sum, 1e-5 * d);
+        }
+        for (uint32_t j = n; j < ld; ++j) {
+            right = right && out[r * ld + j] == 0.0f;
+        }
+    }
+    CHECK(right);
+}
+
+static void test_distance(const restkv_kernels & k, uint32_t n, uint32_t d) {
+    const uint32_t           ld    = restkv_pad(n);
+    const std::vector<float> cells = normal((size_t) n * d);
+    const std::vector<float> o     = normal(d);
+    std::vector<float>       upper = normal((size_t) d * d);
+    for (uint32_t r = 0; r < d; ++r) {
+        std::fill(upper.begin() + (size_t) r * d, upper.begin() + (size_t) r * d + r, 0.0f);
+    }
+    std::vector<float> panel((size_t) d * ld);
+    k.transpose(cells.data(), n, d, panel.data(), ld);
+    for (const float * u : { (const float *) upper.data(), (const float *) nullptr }) {
+        std::vector<float> out(ld);
+        k.distance2(u, o.data(), d, panel.data(), ld, n, out.data());
+        bool right = true;
+        for (uint32_t j = 0; j < n; ++j) {
+            double sum = 0.0;
+            for (uint32_t r = 0; r < d; ++r) {
+                double y = u ? 0.0 : (double) o[r] - cells[(size_t) j * d + r];
+                for (uint32_t x = r; u && x < d; ++x) {
+                    y += (double) u[(size_t) r * d + x] * ((double) o[x] - cells[(size_t) j * d + x]);
+                }
+                sum += y * y;
+            }
+            right = right && close(out[j], sum, 1e-5 * d);
+        }
+        CHECK(right);
+    }
+}
+
+static void test_half(const restkv_kernels & k) {
+    // every finite half is exact in float, whatever the alignment of the rows
+    const uint32_t         n = 61440;
+    std::vector<uint8_t>   bytes((size_t) n * 2 + 1);
+    std::vector<uint16_t>  bits(n);
+    for (uint32_t i = 0; i < n; ++i) {
+        bits[i] = (uint16_t) (i < 31744 ? i : i + 1024);  // skips infinities and NaN of the positive half
+    }
+    memcpy(bytes.data() + 1, bits.data(), (size_t) n * 2);
+    const uint32_t     cells = n / 48;
+    const uint32_t     ld    = restkv_pad(cells);
+    std::vector<float> panel((size_t) 48 * ld);
+    k.transpose_f16(bytes.data() + 1, 96, cells, 48, panel.data(), ld);
+    bool right = true;
+    for (uint32_t i = 0; i < n; ++i) {
+        if ((bits[i] & 0x7c00) == 0x7c00) {
+            continue;
+        }
+        const int    e     = (bits[i] >> 10) & 31;
+        const double m     = bits[i] & 1023;
+        double       value = e == 0 ? std::ldexp(m, -24) : std::ldexp(1024.0 + m, e - 25);
+        value              = bits[i] & 0x8000 ? -value : value;
+        right              = right && panel[(size_t) (i % 48) * ld + i / 48] == (float) value;
+    }
+    CHECK(right);
+}
+
+static void test_softmax(const restkv_kernels & k, uint32_t n) {
+    std::vector<float> z = normal(n);
+    for (float & x : z) {
+        x *= 30.0f;
+    }
+    const std::vector<float> before = z;
+    const uint32_t           top    = k.argmax(z.data(), n);
+    CHECK(top == (uint32_t) (std::max_element(z.begin(), z.end()) - z.begin()));
+    const double rest  = k.exp_sum(z.data(), n, before[top], top);
+    double       exact = 0.0;
+    bool         right = z[top] == 1.0f;
+    for (uint32_t j = 0; j < n; ++j) {
+        const double e = std::exp((double) before[j] - before[top]);
+        exact += j == top ? 0.0 : e;
+        right = right && std::fabs(z[j] - e) <= 3e-7 * e + 2e-38;
+    }
+    CHECK(right);
+    CHECK(std::fabs(rest - exact) <= 1e-6 * exact + 1e-36);
+}
+
+static void test_top_pos_sum(const restkv_kernels & k, uint32_t n, bool ties) {
+    std::vector<float>   z = normal(n);
+    std::vector<int32_t> pos(n);
+    for (uint32_t j = 0; j < n; ++j) {
+        z[j]   = ties ? std::round(z[j]) : z[j];
+        pos[j] = (int32_t) (j * 70000 % 1000003);
+    }
+    std::vector<uint32_t> order(n);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return z[a] > z[b]; });
+    std::vector<uint16_t> bins(n);
+    for (uint32_t n_top : { 1u, n / 3 + 1, n }) {
+        int64_t sum = 0;
+        for (uint32_t i = 0; i < n_top; ++i) {
+            sum += pos[order[i]];
+        }
+        CHECK(k.top_pos_sum(z.data(), pos.data(), n, n_top, bins.data()) == sum);
+    }
+    z[0] = NAN;  // any answer, but no access outside the arrays
+    k.top_pos_sum(z.data(), pos.data(), n, n / 2 + 1, bins.data());
+    z.assign(n, 3e38f);
+    z[n / 2] = -3e38f;
+    k.top_pos_sum(z.data(), pos.data(), n, n / 2 + 1, bins.data());
+}
+
+static void test_select() {
+    for (uint32_t n : SIZES) {
+        std::vector<float> y = normal(n);
+        for (float & x : y) {
+            x = std::round(x * 2.0f);
+        }
+        for (uint32_t n_keep : { 0u, 1u, n / 2, n, n + 1 }) {
+            std::vector<int32_t> kept(n);
+            const uint32_t       m = restkv_select_top(y.data(), n, n_keep, kept.data());
+            CHECK(m == std::min(n, n_keep));
+            std::vector<char> in(n, 0);
+            for (uint32_t i = 0; i < m; ++i) {
+                CHECK(i == 0 || kept[i] > kept[i - 1]);
+                in[kept[i]] = 1;
+            }
+            bool right = true;
+            for (uint32_t a = 0; a < n; ++a) {
+                for (uint32_t b = 0; b < n && in[a]; ++b) {
+                    right = right && (in[b] || y[a] > y[b] || (y[a] == y[b] && a < b));
+                }
+            }
+            CHECK(right);
+        }
+    }
+}
+
+static void test_move() {
+    for (size_t n_bytes : { 1, 34, 128, 144 }) {
+        const size_t         stride = n_bytes * 3;
+        std::vector<uint8_t> rows(stride * 100);
+        std::iota(rows.begin(), rows.end(), 0);
+        const std::vector<uint8_t> before = rows;
+        std::vector<int32_t>       src;
+        for (int32_t j = 0; j < 100; ++j) {
+            if (rng() % 2) {
+                src.push_back(j);
+            }
+        }
+        restkv_move_rows(rows.data() + n_bytes, stride, n_bytes, src.data(), (uint32_t) src.size());
+        bool right = true;
+        for (size_t i = 0; i < 100; ++i) {
+            const size_t from = i < src.size() ? src[i] : i;
+            right = right && !memcmp(&rows[i * stride + n_bytes], &before[from * stride + n_bytes], n_bytes);
+            // the other heads of the row stay
+            right = right && !memcmp(&rows[i * stride], &before[i * stride], n_bytes);
+            right = right && !memcmp(&rows[i * stride + 2 * n_bytes], &before[i * stride + 2 * n_bytes], n_bytes);
+        }
+        CHECK(right);
+    }
+}
+
+static void test_smooth() {
+    const int32_t pos[] = { 0, 1, 2, 10, 11, 50 };
+    const float   raw[] = { 1, 2, 3, 4, 5, 6 };
+    float         out[6];
+    restkv_smooth(raw, pos, 6, RESTKV_POOLING_ADAPTIVE, 3, 0, out);
+    const float expected[] = { (1 + 1 + 2) / 3.0f, 2, 2.5f, 4.5f, 4.5f, 6 };  // the ends are replicated, gaps are not crossed
+    for (int j = 0; j < 6; ++j) {
+        CHECK(close(out[j], expected[j], 1e-6));
+    }
+    restkv_smooth(raw, pos, 6, RESTKV_POOLING_ADAPTIVE, 3, 20, out);
+    CHECK(out[3] == 4.0f);  // nothing near its target: its own score
+    CHECK(out[5] == 6.0f);
+    int32_t kernel, shift;
+    restkv_adapt(0.0, 100, 5, &kernel, &shift);
+    CHECK(kernel == 5 && shift == 1);
+    restkv_adapt(-300.0, 100, 5, &kernel, &shift);
+    CHECK(kernel == 7 && shift == -2);
+    restkv_adapt(350.0, 100, 5, &kernel, &shift);
+    CHECK(kernel == 7 && shift == 3);
+    restkv_adapt(-99.0, 100, 5, &kernel, &shift);
+    CHECK(kernel == 5 && shift == 0);
+}
+
+static void test_factor() {
+    for (uint32_t d : { 1u, 5u, 64u, 128u }) {
+        const uint32_t           rows = d / 2 + 3;  // W_o may see fewer directions than d
+        const std::vector<float> w    = normal((size_t) rows * d);
+        std::vector<double>      sum((size_t) d * d, 0.0);
+        restkv_add_gram(w.data(), d, rows, d, sum.data());
+        std::vector<float> upper((size_t) d * d);
+        restkv_factor(sum.data(), d, upper.data());
+        const std::vector<float> x    = normal(d);
+        double                   want = 0.0, got = 0.0;
+        for (uint32_t r = 0; r < rows; ++r) {
+            double y = 0.0;
+            for (uint32_t k = 0; k < d; ++k) {
+                y += (double) w[(size_t) r * d + k] * x[k];
+            }
+            want += y * y;
+        }
+        for (uint32_t r = 0; r < d; ++r) {
+            double y = 0.0;
+            for (uint32_t k = 0; k < d; ++k) {
+                y += (double) upper[(size_t) r * d + k] * x[k];
+            }
+            got += y * y;
+        }
+        CHECK(close(got, want, 1e-4));
+        if (d % 64 == 0) {  // a constant vector of a block rotates into its first coordinate, eightfold
+            std::vector<float> rotated = upper;
+            restkv_rotate_factor(rotated.data(), d, 64);
+            double plain = 0.0, turned = 0.0;
+            for (uint32_t r = 0; r < d; ++r) {
+                double y = 0.0;
+                for (uint32_t k = 0; k < 64; ++k) {
+                    y += upper[(size_t) r * d + k];
+                }
+                plain += y * y;
+                turned += std::pow(8.0 * rotated[(size_t) r * d], 2.0);
+            }
+            CHECK(close(turned, plain, 1e-4));
+        }
+    }
+}
+
+// Scores of sizes that do not fit the blocks; sanitizers watch the edges.
+static void test_score_sizes() {
+    for (uint32_t n : { 9u, 40u, 257u, 5000u }) {
+        for (const char * method : { "restkv", "snapkv", "streamingllm", "random" }) {
+            restkv_score_args args = {};
+            snprintf(args.params.method, sizeof(args.params.method), "%s", method);
+            args.params.window      = 4;
+            args.params.budget      = 8;
+            args.params.kernel      = 5;
+            args.params.scale       = 7;
+            args.params.pooling     = RESTKV_POOLING_ADAPTIVE;
+            args.params.reduce      = RESTKV_REDUCE_MEAN;
+            args.params.metric_mode = n % 2 ? RESTKV_METRIC_AFTER : RESTKV_METRIC_BEFORE;
+            args.params.alpha       = 0.3f;
+            args.params.tau         = 1.0f;
+            args.params.use_wo = args.params.use_ema = 1;
+            args.n_head                              = 6;
+            args.n_head_kv                           = 2;
+            args.n_embd_head                         = 20;
+            args.n_cells                             = n;
+            args.n_embd_out                          = 11;
+            const std::vector<float> q = normal(6 * 4 * 20), k = normal((size_t) 2 * n * 20), v = normal((size_t) 2 * n * 20),
+                                     wo = normal(11 * 120);
+            args.q                      = q.data();
+            args.k                      = k.data();
+            args.v                      = v.data();
+            args.wo                     = wo.data();
+            std::vector<float>   raw((size_t) 6 * (n - 4)), smoothed(raw.size());
+            std::vector<int32_t> sizes(6), shifts(6), indices(2 * 4);
+            restkv_score_out     out = { raw.data(), smoothed.data(), sizes.data(), shifts.data(), indices.data() };
+            CHECK(restkv_score(&args, &out) == RESTKV_OK);
+            CHECK(std::all_of(raw.begin(), raw.end(), [](float x) { return std::isfinite(x); }));
+            CHECK(std::all_of(indices.begin(), indices.end(), [&](int32_t i) { return i >= 0 && i < (int32_t) n - 4; }));
+            args.n_cells = 4;
+            CHECK(restkv_score(&args, &out) == RESTKV_INVALID);
+            CHECK(strlen(restkv_last_error()) > 0);
+        }
+    }
+}
+
+extern const restkv_kernels restkv_kernels_baseline;
+#ifdef RESTKV_HAVE_X86_ISA
+extern const restkv_kernels restkv_kernels_avx2;
+extern const restkv_kernels restkv_kernels_avx512;
+#endif
+
+int main() {
+    std::vector<const restkv_kernels *> all = { &restkv_kernels_baseline };
+#ifdef RESTKV_HAVE_X86_ISA
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+        all.push_back(&restkv_kernels_avx2);
+    }
+    if (restkv_cpu_kernels() == &restkv_kernels_avx512) {
+        all.push_back(&restkv_kernels_avx512);
+    }
+#endif
+    for (const restkv_kernels * k : all) {
+        fprintf(stderr, "kernels: %s\n", k->isa);
+        for (uint32_t n : SIZES) {
+            for (uint32_t d : { 1u, 20u, 64u }) {
+                test_matmul(*k, n, d, 1 + n % 19);
+                test_distance(*k, n, d);
+            }
+            test_softmax(*k, n);
+            test_top_pos_sum(*k, n, false);
+            test_top_pos_sum(*k, n, true);
+        }
+        test_distance(*k, 40, 512);
+        test_half(*k);
+    }
+    test_select();
+    test_move();
+    test_smooth();
+    test_factor();
+    test_score_sizes();
+    return restkv_report_checks();
+}
