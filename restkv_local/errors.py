@@ -1,0 +1,31 @@
+"""Typed errors. Each message is one sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class RestkvError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class LibraryError(RestkvError):
+    """The patched llama.cpp library is missing, foreign or of another version."""
+
+
+class ConfigError(RestkvError, ValueError):
+    """A setting is out of range or does not fit the others."""
+
+
+class ModelError(RestkvError, ValueError):
+    """The model file cannot be used, or its attention cannot be evicted."""
+
+
+class ContextOverflow(RestkvError, ValueError):
+    """The text is longer than the context (a limit in positions)."""
+
+
+class Cancelled(RestkvError):
+    """`Engine.cancel()` stopped a prefill or an answer; the cache is consistent."""
+
+
+class EvictionError(RestkvError, RuntimeError):
+    """The native side refused or failed an eviction."""

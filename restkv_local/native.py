@@ -1,0 +1,296 @@
+"""The patched llama.cpp library: where it is, and a ctypes mirror of native/restkv.h.
+
+Importing this module loads nothing; `lib()` does, once.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .config import EvictConfig
+from .errors import ConfigError, EvictionError, LibraryError, ModelError
+
+ABI_VERSION = 1
+NAME_MAX = 32
+REFUSAL_MAX = 256
+
+OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY = range(6)
+
+# Numbers of the enums of restkv.h.
+POOLING = {"none": 0, "avgpool": 1, "maxpool": 2, "adaptive": 3}
+METRIC_MODE = {"after": 0, "before": 1}
+REDUCE: dict[str | None, int] = {None: 0, "mean": 1, "max": 2}
+# ggml types of the arrays that restkv_score takes.
+GGML_F32, GGML_F16 = 0, 1
+
+_ERRORS: dict[int, type[Exception]] = {
+    INVALID: ConfigError,
+    UNSUPPORTED: ModelError,
+    IO: EvictionError,
+    NO_MEMORY: EvictionError,
+}
+
+
+class Params(C.Structure):
+    """restkv_params"""
+
+    _fields_ = [
+        ("method", C.c_char * NAME_MAX),
+        ("budget", C.c_uint32),
+        ("capacity", C.c_uint32),
+        ("window", C.c_uint32),
+        ("kernel", C.c_uint32),
+        ("scale", C.c_uint32),
+        ("pooling", C.c_int32),
+        ("metric_mode", C.c_int32),
+        ("reduce", C.c_int32),
+        ("alpha", C.c_float),
+        ("tau", C.c_float),
+        ("use_wo", C.c_uint8),
+        ("use_norm", C.c_uint8),
+        ("use_ema", C.c_uint8),
+        ("reserved", C.c_uint8),
+        ("n_threads", C.c_uint32),
+        ("seed", C.c_uint64),
+    ]
+
+
+class ModelInfo(C.Structure):
+    """restkv_model_info"""
+
+    _fields_ = [
+        ("arch", C.c_char * NAME_MAX),
+        ("refusal", C.c_char * REFUSAL_MAX),
+        ("n_layer", C.c_uint32),
+        ("n_layer_swa", C.c_uint32),
+        ("n_layer_recurrent", C.c_uint32),
+        ("n_head", C.c_uint32),
+        ("n_head_kv", C.c_uint32),
+        ("n_embd_head_k", C.c_uint32),
+        ("n_embd_head_v", C.c_uint32),
+        ("n_ctx_train", C.c_uint32),
+        ("bytes_per_cell", C.c_uint64),
+        ("bytes_window", C.c_uint64),
+    ]
+
+
+class Stats(C.Structure):
+    """restkv_stats"""
+
+    _fields_ = [
+        ("capacity", C.c_uint32),
+        ("budget", C.c_uint32),
+        ("window", C.c_uint32),
+        ("n_layer", C.c_uint32),
+        ("n_head_kv", C.c_uint32),
+        ("n_cells", C.c_uint32),
+        ("pos_next", C.c_int32),
+        ("pos_exact", C.c_int32),
+        ("n_evictions", C.c_uint64),
+        ("n_evicted", C.c_uint64),
+        ("bytes_kv", C.c_uint64),
+        ("bytes_ring", C.c_uint64),
+        ("bytes_table", C.c_uint64),
+        ("bytes_wo", C.c_uint64),
+        ("bytes_scratch", C.c_uint64),
+    ]
+
+
+class Event(C.Structure):
+    """restkv_event"""
+
+    _fields_ = [
+        ("id", C.c_uint64),
+        ("pos_next", C.c_int32),
+        ("n_guide", C.c_uint32),
+        ("n_cells", C.c_uint32),
+        ("n_kept", C.c_uint32),
+        ("n_layer", C.c_uint32),
+        ("n_layer_host", C.c_uint32),
+        ("n_rows", C.c_uint32),
+        ("n_threads", C.c_uint32),
+        ("bytes_moved", C.c_uint64),
+        ("us_total", C.c_uint64),
+        ("us_attend", C.c_uint64),
+        ("us_score", C.c_uint64),
+        ("us_smooth", C.c_uint64),
+        ("us_select", C.c_uint64),
+        ("us_compact", C.c_uint64),
+    ]
+
+
+class ScoreArgs(C.Structure):
+    """restkv_score_args"""
+
+    _fields_ = [
+        ("params", Params),
+        ("n_head", C.c_uint32),
+        ("n_head_kv", C.c_uint32),
+        ("n_embd_head", C.c_uint32),
+        ("n_cells", C.c_uint32),
+        ("n_embd_out", C.c_uint32),
+        ("layer", C.c_uint32),
+        ("type_kv", C.c_int32),
+        ("attn_scale", C.c_float),
+        ("q", C.c_void_p),
+        ("k", C.c_void_p),
+        ("v", C.c_void_p),
+        ("wo", C.c_void_p),
+        ("pos", C.c_void_p),
+    ]
+
+
+class ScoreOut(C.Structure):
+    """restkv_score_out"""
+
+    _fields_ = [
+        ("raw", C.c_void_p),
+        ("smoothed", C.c_void_p),
+        ("kernel_sizes", C.c_void_p),
+        ("shifts", C.c_void_p),
+        ("indices", C.c_void_p),
+    ]
+
+
+# name -> (result, arguments); the order is that of restkv.h
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "restkv_abi_version": (C.c_uint32, []),
+    "restkv_last_error": (C.c_char_p, []),
+    "restkv_method_count": (C.c_uint32, []),
+    "restkv_method_name": (C.c_char_p, [C.c_uint32]),
+    "restkv_method_summary": (C.c_char_p, [C.c_uint32]),
+    "restkv_model_probe": (C.c_int, [C.c_void_p, C.c_int32, C.c_int32, C.POINTER(ModelInfo)]),
+    "restkv_arm": (C.c_int, [C.POINTER(Params), C.c_char_p, C.c_char_p]),
+    "restkv_disarm": (None, []),
+    "restkv_evict": (C.c_int, [C.c_void_p, C.c_uint32]),
+    "restkv_get_stats": (C.c_int, [C.c_void_p, C.POINTER(Stats)]),
+    "restkv_get_events": (C.c_uint32, [C.c_void_p, C.POINTER(Event), C.c_uint32]),
+    "restkv_kept": (C.c_int32, [C.c_void_p, C.c_uint32, C.c_uint32, C.POINTER(C.c_int32), C.c_uint32]),
+    "restkv_abort_on_flag": (C.c_bool, [C.c_void_p]),
+    "restkv_score": (C.c_int, [C.POINTER(ScoreArgs), C.POINTER(ScoreOut)]),
+    "restkv_select": (C.c_int, [C.c_void_p, C.c_uint32, C.c_uint32, C.c_void_p]),
+    "restkv_compact": (C.c_int, [C.c_void_p, C.c_size_t, C.c_size_t, C.c_size_t, C.c_void_p, C.c_uint32]),
+}
+
+
+def library_dir() -> Path:
+    """Folder of the patched library: $RESTKV_LIB_PATH, or `lib` inside the package.
+
+    Raises LibraryError when no library is there, or when llama_cpp has already been imported with another one.
+    """
+    folder = Path(os.environ.get("RESTKV_LIB_PATH") or Path(__file__).parent / "lib").absolute()
+    if _library_file(folder) is None:
+        raise LibraryError(
+            f"there is no llama library in {folder}: run 'pip install .' in a checkout of restkv-local, "
+            "or point RESTKV_LIB_PATH at the folder of a build"
+        )
+    foreign = _foreign_library(folder)
+    if foreign is not None:
+        raise LibraryError(
+            f"llama_cpp is already imported with {foreign}: import restkv_local before llama_cpp, in a fresh process"
+        )
+    return folder
+
+
+@functools.cache
+def lib() -> C.CDLL:
+    """The patched library, loaded once, every function of restkv.h with its types.
+
+    Sets LLAMA_CPP_LIB_PATH, so that llama_cpp uses the same library. Raises LibraryError when the library is missing,
+    stock or of another version.
+    """
+    folder = library_dir()
+    path = _library_file(folder)
+    if sys.platform == "win32":
+        os.add_dll_directory(str(folder))
+    try:
+        library = C.CDLL(str(path))
+        version_of = library.restkv_abi_version
+    except AttributeError:
+        raise LibraryError(
+            f"{path} is a stock llama.cpp without eviction: run 'pip install .' in a checkout of restkv-local"
+        ) from None
+    except OSError as error:
+        raise LibraryError(f"{path} cannot be loaded ({error}): run 'pip install .' again on this machine") from None
+    version_of.restype, version_of.argtypes = _SIGNATURES["restkv_abi_version"]
+    version = version_of()
+    if version != ABI_VERSION:
+        raise LibraryError(
+            f"{path} has interface version {version}, this package needs {ABI_VERSION}: run 'pip install .' again"
+        )
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
+    return library
+
+
+def _library_file(folder: Path) -> Path | None:
+    names = {"win32": ("llama.dll", "libllama.dll"), "darwin": ("libllama.so", "libllama.dylib")}
+    for name in names.get(sys.platform, ("libllama.so",)):
+        if (folder / name).exists():
+            return folder / name
+    return None
+
+
+def _foreign_library(folder: Path) -> str | None:
+    """The library that llama_cpp runs on, when that is not the one in `folder`."""
+    bindings = sys.modules.get("llama_cpp.llama_cpp")
+    loaded = getattr(getattr(bindings, "_lib", None), "_name", None)
+    if not isinstance(loaded, str):
+        return None
+    ours = _library_file(folder)
+    same = ours is not None and Path(loaded).exists() and os.path.samefile(loaded, ours)
+    return None if same else loaded
+
+
+def check(status: int) -> None:
+    """Raise the typed error of a restkv_status, with the library's own sentence.
+
+    NOTHING (the cache is within its budget) is not an error: callers that can meet it look at the status.
+    """
+    if status in (OK, NOTHING):
+        return
+    message = lib().restkv_last_error().decode("utf-8", "replace")
+    raise _ERRORS.get(status, EvictionError)(message or f"the native library failed with status {status}")
+
+
+def methods() -> list[tuple[str, str]]:
+    """Name and one-line summary of every method that the library knows."""
+    library = lib()
+    return [
+        (library.restkv_method_name(i).decode(), library.restkv_method_summary(i).decode())
+        for i in range(library.restkv_method_count())
+    ]
+
+
+def params_from(config: EvictConfig, *, budget: int, capacity: int, n_threads: int) -> Params:
+    """restkv_params of a config whose budget is resolved to cells.
+
+    budget, capacity: cells per KV head and layer. n_threads: 0 uses all cores.
+    """
+    # StreamingLLM looks at no query: all of its budget that is not a sink is window
+    window = budget - config.sinks if config.method == "streamingllm" else config.window
+    return Params(
+        method=config.method.encode(),
+        budget=budget,
+        capacity=capacity,
+        window=window,
+        kernel=config.kernel,
+        scale=config.scale,
+        pooling=POOLING[config.pooling],
+        metric_mode=METRIC_MODE[config.metric_mode],
+        reduce=REDUCE[config.reduce],
+        alpha=-1.0 if config.alpha is None else config.alpha,
+        tau=config.tau,
+        use_wo=config.use_wo,
+        use_norm=config.use_norm,
+        use_ema=config.use_ema,
+        n_threads=n_threads,
+        seed=config.seed,
+    )

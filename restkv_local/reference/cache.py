@@ -1,0 +1,94 @@
+"""The cache of one layer: each KV head holds its own positions, keys and values, ascending by position."""
+
+from __future__ import annotations
+
+import torch
+
+from .rounding import CacheType
+
+
+class LayerCache:
+    """Cells of one layer and the ring of its last queries.
+
+    n_head, n_head_kv, head_dim: of the layer. ring: queries remembered (rows of the window). type_k, type_v: how rows
+    are stored. Attributes: pos [kv_heads, N] int64, k and v [kv_heads, N, d] float32 as they read back.
+    """
+
+    def __init__(self, n_head: int, n_head_kv: int, head_dim: int, ring: int, type_k: str, type_v: str) -> None:
+        self._type_k = CacheType(type_k, head_dim, is_key=True)
+        self._type_v = CacheType(type_v, head_dim, is_key=False)
+        self._n_head = n_head
+        self.pos = torch.zeros(n_head_kv, 0, dtype=torch.int64)
+        self.k = torch.zeros(n_head_kv, 0, head_dim)
+        self.v = torch.zeros(n_head_kv, 0, head_dim)
+        self._ring = ring
+        self._q = torch.zeros(n_head, 0, head_dim)
+        self._q_pos = torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def cells(self) -> int:
+        """Cells in use, the same for every KV head."""
+        return int(self.pos.shape[1])
+
+    def append(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pos: torch.Tensor) -> None:
+        """Add a chunk: q [heads, n, d], k and v [kv_heads, n, d] after RoPE, pos [n]."""
+        self.pos = torch.cat([self.pos, pos.expand(self.pos.shape[0], -1)], dim=1)
+        self.k = torch.cat([self.k, self._type_k.store(k)], dim=1)
+        self.v = torch.cat([self.v, self._type_v.store(v)], dim=1)
+        # A slot of the ring belongs to position % ring: rows of a dropped guide have overwritten older ones for good.
+        last = int(pos[-1])
+        old = self._q_pos > last - self._ring
+        new = pos > last - self._ring
+        self._q = torch.cat([self._q[:, old], q[:, new]], dim=1)
+        self._q_pos = torch.cat([self._q_pos[old], pos[new]])
+
+    def window_queries(self, rows: int) -> torch.Tensor:
+        """The last `rows` queries by position [heads, r, d]; r is smaller (and even) when fewer are remembered."""
+        have = min(rows, int(self._q_pos.shape[0]))
+        have -= have % 2 if have < rows else 0
+        return self._q[:, self._q.shape[1] - have :]
+
+    def keep(self, cells: torch.Tensor) -> None:
+        """Keep only these cells [kv_heads, m], ascending per KV head."""
+        rows = cells.unsqueeze(-1).expand(-1, -1, self.k.shape[2])
+        self.pos = self.pos.gather(1, cells)
+        self.k, self.v = self.k.gather(1, rows), self.v.gather(1, rows)
+
+    def truncate(self, position: int) -> None:
+        """Drop every cell and query at or after a position; these are the last cells of every KV head."""
+        n = int((self.pos[0] < position).sum())
+        self.pos, self.k, self.v = self.pos[:, :n], self.k[:, :n], self.v[:, :n]
+        known = self._q_pos < position
+        self._q, self._q_pos = self._q[:, known], self._q_pos[known]
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        pos: torch.Tensor,
+        *,
+        scale: float,
+        softcap: float,
+        sinks: torch.Tensor | None,
+        n_swa: int,
+    ) -> torch.Tensor:
+        """Causal attention of a chunk over all cells.
+
+        q [heads, n, d], pos [n]; sinks: [heads] logits that take part in the softmax and carry no value; n_swa: a cell
+        that many positions back is out of sight (0: none is). Returns [n, heads * d].
+        """
+        n_head, n, d = q.shape
+        group = n_head // self.pos.shape[0]
+        q = self._type_k.round_query(q, self._type_v).reshape(-1, group, n, d)
+        z = q @ self.k.unsqueeze(1).transpose(-1, -2) * scale
+        if softcap:
+            z = softcap * torch.tanh(z / softcap)
+        back = pos[:, None] - self.pos[:, None, :]
+        hidden = (back < 0) | (back >= n_swa) if n_swa else back < 0
+        z = z.masked_fill(hidden.unsqueeze(1), float("-inf"))
+        if sinks is not None:
+            extra = sinks.reshape(-1, group, 1, 1).expand(-1, -1, n, 1)
+            weights = torch.softmax(torch.cat([z, extra], dim=-1), dim=-1)[..., :-1]
+        else:
+            weights = torch.softmax(z, dim=-1)
+        out = weights @ self.v.unsqueeze(1)
+        return out.reshape(n_head, n, d).transpose(0, 1).reshape(n, n_head * d)

@@ -1,0 +1,346 @@
+"""What a score function takes: parameters, arrays and their checks, shared by the reference and the native stages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import (
+    CELLS_MAX,
+    DEFAULT_BUDGET,
+    KERNEL_MAX,
+    METHODS,
+    METRIC_MODES,
+    POOLINGS,
+    REDUCES,
+    WINDOW_MAX,
+    EvictConfig,
+    in_range,
+    one_of,
+)
+from ..errors import ConfigError
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Scores = tuple[Float32, Float32, Int32, Int32, Int32]
+
+# Odds a / (1 - a) never exceed this: beyond it 1 - a has no digits left in float32.
+ODDS_MAX = 1e6
+FLT_MAX = float(np.finfo(np.float32).max)
+# Divisor of the layer that gets the fewest cells, as in PyramidKV.
+PYRAMID_BETA = 20
+
+_DEFAULTS = EvictConfig()
+_INTS = ("budget", "window", "kernel", "scale", "seed", "layer", "beta", "layer_idx", "num_layers", "n_tail")
+_FLOATS = ("alpha", "tau", "attn_scale", "softcap")
+_BOOLS = ("use_wo", "use_norm", "use_ema", "use_pyramid")
+
+
+@dataclass(frozen=True)
+class ScoreParams:
+    """Parameters of a score function; the defaults are those of `EvictConfig`.
+
+    reduce: None gives one set per query head, "mean" or "max" one set per KV head.
+    layer: index of the layer (method "random").
+    attn_scale: factor of the attention logits; None or 0: 1 / sqrt(head size).
+    softcap: logits become softcap * tanh(logits / softcap); 0: they stay.
+    n_tail: last cells that are not scored, at least `window`; None: `window`. More than that when a guide follows the
+        window: its queries are the last rows (fewer than `window` may be left then), its cells take part in the softmax
+        and are no candidates.
+    use_pyramid, layer_idx, num_layers, beta: give layer `layer_idx` of `num_layers` its share of a pyramid of budgets
+        (method "restkv" only; the share counts past cells, the window comes on top).
+    The others: see `EvictConfig`.
+    """
+
+    method: str = _DEFAULTS.method
+    budget: int = DEFAULT_BUDGET
+    window: int = _DEFAULTS.window
+    alpha: float | None = _DEFAULTS.alpha
+    kernel: int = _DEFAULTS.kernel
+    scale: int = _DEFAULTS.scale
+    pooling: str = _DEFAULTS.pooling
+    metric_mode: str = _DEFAULTS.metric_mode
+    use_wo: bool = _DEFAULTS.use_wo
+    use_norm: bool = _DEFAULTS.use_norm
+    use_ema: bool = _DEFAULTS.use_ema
+    tau: float = _DEFAULTS.tau
+    reduce: str | None = None
+    seed: int = _DEFAULTS.seed
+    layer: int = 0
+    attn_scale: float | None = None
+    softcap: float = 0.0
+    n_tail: int | None = None
+    use_pyramid: bool = False
+    layer_idx: int | None = None
+    num_layers: int | None = None
+    beta: int = PYRAMID_BETA
+
+    def __post_init__(self) -> None:
+        one_of("method", self.method, METHODS)
+        if self.method == "full":
+            raise ConfigError("method 'full' keeps every cell; choose a method that scores cells")
+        one_of("pooling", self.pooling, POOLINGS)
+        one_of("metric_mode", self.metric_mode, METRIC_MODES)
+        if self.reduce is not None:
+            one_of("reduce", self.reduce, REDUCES)
+        # StreamingLLM takes no queries: its window is budget - sinks, whatever the budget
+        in_range("window", self.window, 1, CELLS_MAX if self.method == "streamingllm" else WINDOW_MAX)
+        in_range("budget", self.budget, self.window + 1, CELLS_MAX)
+        in_range("kernel", self.kernel, 1, KERNEL_MAX)
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"kernel must be odd; try {self.kernel + 1}")
+        in_range("scale", self.scale, 1, CELLS_MAX)
+        if self.adaptive and self.window % 2:
+            raise ConfigError(
+                f"window must be even for adaptive pooling (the drift compares its two halves); {self.window} is odd"
+            )
+        if self.alpha is not None and not 0.0 < self.alpha <= 1.0:
+            raise ConfigError(f"alpha must be above 0 and at most 1, or None; got {self.alpha}")
+        in_range("tau", self.tau, 0.0, 16.0)
+        in_range("seed", self.seed, 0, 2**64 - 1)
+        in_range("layer", self.layer, 0, 2**31 - 1)
+        for name in ("attn_scale", "softcap"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0.0):
+                raise ConfigError(f"{name} must be a number that is not negative; got {value}")
+        if self.n_tail is not None:
+            in_range("n_tail", self.n_tail, self.window, CELLS_MAX)
+        if self.use_pyramid:
+            self._check_pyramid()
+
+    def _check_pyramid(self) -> None:
+        if self.method != "restkv":
+            raise ConfigError("use_pyramid works with method 'restkv' only; leave it out")
+        if self.layer_idx is None or self.num_layers is None:
+            raise ConfigError("use_pyramid needs layer_idx and num_layers; pass both")
+        in_range("num_layers", self.num_layers, 2, 2**31 - 1)
+        in_range("layer_idx", self.layer_idx, 0, self.num_layers - 1)
+        in_range("beta", self.beta, 1, CELLS_MAX)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the drift of the attention is needed."""
+        return self.pooling == "adaptive" and self.method in ("restkv", "snapkv")
+
+    @property
+    def tail(self) -> int:
+        """Last cells that are not scored."""
+        return self.window if self.n_tail is None else self.n_tail
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """Checked arrays of a score function. H query heads share Hk KV heads; N cells of head size d.
+
+    q: [H, rows, d] float32, the queries of the last cells. k, v: [Hk, N, d] float32 or float16.
+    wo: [c, H * d] float32, or None when not used.
+    pos: [Hk, N] int64 ascending, or None: 0 .. N-1. sinks: [H] float32 logits of attention sinks, or None.
+    """
+
+    params: ScoreParams
+    q: Float32
+    k: npt.NDArray[Any]
+    v: npt.NDArray[Any]
+    wo: Float32 | None
+    pos: Int64 | None
+    sinks: Float32 | None
+
+    @property
+    def n_heads(self) -> int:
+        return int(self.q.shape[0])
+
+    @property
+    def n_kv_heads(self) -> int:
+        return int(self.k.shape[0])
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def n_cells(self) -> int:
+        return int(self.k.shape[1])
+
+    @property
+    def n_rows(self) -> int:
+        """Queries that score."""
+        return int(self.q.shape[1])
+
+    @property
+    def n_past(self) -> int:
+        """Cells that may go: all but the window (and the guide behind it)."""
+        return self.n_cells - self.params.tail
+
+    @property
+    def head_size(self) -> int:
+        return int(self.k.shape[2])
+
+    @property
+    def attn_scale(self) -> float:
+        return self.params.attn_scale or 1.0 / math.sqrt(self.head_size)
+
+    @property
+    def row_weights(self) -> npt.NDArray[np.float64]:
+        """[rows] weights, summing to 1, oldest first: exponential moving average, or the mean."""
+        rows = self.n_rows
+        if not self.params.use_ema:
+            return np.full(rows, 1.0 / rows)
+        alpha = 2.0 / (rows + 1) if self.params.alpha is None else self.params.alpha
+        weights = alpha * (1.0 - alpha) ** np.arange(rows - 1, -1, -1, dtype=np.float64)
+        weights[0] = (1.0 - alpha) ** (rows - 1)  # the average starts at its first value, not at zero
+        return weights
+
+    @property
+    def n_drift(self) -> int:
+        """Most attended cells per row that vote on the drift: the plain budget, whatever a pyramid gives."""
+        return min(self.params.budget - self.params.window, self.n_past)
+
+    @property
+    def n_keep(self) -> int:
+        """Past cells that survive; all of them when there are fewer cells than the budget."""
+        if self.n_past < self.params.budget - self.params.window:
+            return self.n_past
+        return pyramid_cells(self.params, self.n_past) if self.params.use_pyramid else self.n_drift
+
+    def positions(self) -> Int64:
+        """[Hk, N] text positions."""
+        if self.pos is not None:
+            return self.pos
+        return np.broadcast_to(np.arange(self.n_cells, dtype=np.int64), (self.n_kv_heads, self.n_cells))
+
+    def drift_acts(self, kv_head: int) -> bool:
+        """Whether the drift can change the smoothing: |drift| below `scale` cannot, and it never exceeds the span of
+        the positions. Without `pos` the published formula is followed to the letter (a drift of 0 shifts by 1)."""
+        if self.pos is None:
+            return True
+        return int(self.pos[kv_head, -1] - self.pos[kv_head, 0]) > self.params.scale
+
+
+def pyramid_cells(params: ScoreParams, n_past: int) -> int:
+    """Past cells of a layer under ReST-KV's pyramid of budgets (PyramidKV, integer arithmetic)."""
+    if params.layer_idx is None or params.num_layers is None:
+        raise ConfigError("use_pyramid needs layer_idx and num_layers; pass both")
+    mean = params.budget - params.window
+    most = 2 * mean - mean // params.beta
+    least = mean // params.beta
+    if most >= n_past:
+        most, least = n_past, 2 * mean - n_past
+    step = (most - least) // (params.num_layers - 1)
+    return most - params.layer_idx * step
+
+
+def prepare(q_win: Any, k: Any, v: Any, wo: Any, pos: Any, sinks: Any, params: dict[str, Any]) -> ScoreInputs:
+    """Check everything a caller passes to a score function; ConfigError says what does not fit."""
+    p = parse_params(params)
+    q = _array("q_win", q_win, 3)
+    keys = _array("k", k, 3, keep_half=True)
+    values = _array("v", v, 3, keep_half=True)
+    if keys.shape != values.shape or keys.dtype != values.dtype:
+        raise ConfigError(
+            f"k and v must have the same shape and type; got {keys.dtype}{list(keys.shape)} and "
+            f"{values.dtype}{list(values.shape)}"
+        )
+    heads, rows, d = q.shape
+    kv_heads, n, d_k = keys.shape
+    if 0 in (heads, kv_heads, d) or d != d_k or heads % kv_heads:
+        raise ConfigError(
+            "q_win must be [heads, rows, d] and k [kv_heads, cells, d], heads a multiple of kv_heads; "
+            f"got {list(q.shape)} and {list(keys.shape)}"
+        )
+    if n <= p.tail:
+        raise ConfigError(f"there must be more cells than the {p.tail} that are not scored; got {n}")
+    rows = min(rows, p.window)
+    if rows < (p.window if p.n_tail is None else 1 + p.adaptive) or (p.adaptive and rows % 2):
+        raise ConfigError(f"q_win must hold the last {p.window} queries (the window); it has {rows} rows")
+    return ScoreInputs(
+        params=p,
+        q=np.ascontiguousarray(q[:, -rows:]),
+        k=keys,
+        v=values,
+        wo=_check_wo(wo, p, heads * d),
+        pos=_check_pos(pos, kv_heads, n),
+        sinks=_check_sinks(sinks, heads),
+    )
+
+
+def parse_params(params: dict[str, Any]) -> ScoreParams:
+    """`ScoreParams` of plain or numpy numbers; unknown names are refused."""
+    known = [field.name for field in fields(ScoreParams)]
+    clean: dict[str, Any] = {}
+    for name, value in params.items():
+        if name not in known:
+            raise ConfigError(f"unknown parameter '{name}'; known are {', '.join(known)}")
+        clean[name] = _number(name, value)
+    return ScoreParams(**clean)
+
+
+def _number(name: str, value: Any) -> Any:
+    if value is None:
+        if name in ("alpha", "reduce", "attn_scale", "layer_idx", "num_layers", "n_tail"):
+            return None
+        raise ConfigError(f"{name} must not be None; leave it out for its default")
+    flag = isinstance(value, (bool, np.bool_))
+    if name in _BOOLS:
+        if not flag:
+            raise ConfigError(f"{name} must be True or False; got {value!r}")
+        return bool(value)
+    if name in _INTS:
+        if flag or not isinstance(value, (int, np.integer)):
+            raise ConfigError(f"{name} must be a whole number; got {value!r}")
+        return int(value)
+    if name in _FLOATS:
+        if flag or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise ConfigError(f"{name} must be a number; got {value!r}")
+        return float(value)
+    return value
+
+
+def _array(name: str, value: Any, ndim: int, keep_half: bool = False) -> npt.NDArray[Any]:
+    array = np.asarray(value)
+    if array.ndim != ndim or not np.issubdtype(array.dtype, np.floating):
+        raise ConfigError(
+            f"{name} must be an array of {ndim} axes of floats; got {array.dtype} with shape {list(array.shape)}"
+        )
+    if not (keep_half and array.dtype == np.float16):
+        array = array.astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise ConfigError(f"{name} holds values that are not finite; check where it comes from")
+    return np.ascontiguousarray(array)
+
+
+def _check_wo(wo: Any, params: ScoreParams, width: int) -> Float32 | None:
+    if params.method != "restkv" or not params.use_wo:
+        return None
+    if wo is None:
+        raise ConfigError("wo is needed with use_wo; pass the output projection or set use_wo=False")
+    array: Float32 = _array("wo", wo, 2)
+    if array.shape[0] == 0 or array.shape[1] != width:
+        raise ConfigError(f"wo must be [c, heads * d] = [c, {width}]; got {list(array.shape)}")
+    return array
+
+
+def _check_pos(pos: Any, kv_heads: int, n: int) -> Int64 | None:
+    if pos is None:
+        return None
+    array = np.asarray(pos)
+    if array.shape != (kv_heads, n) or not np.issubdtype(array.dtype, np.integer):
+        raise ConfigError(f"pos must be whole numbers of shape [kv_heads, cells] = [{kv_heads}, {n}]")
+    positions = np.ascontiguousarray(array, dtype=np.int64)
+    if positions.min() < 0 or positions.max() >= 2**31 or (np.diff(positions, axis=1) <= 0).any():
+        raise ConfigError("pos must rise from cell to cell and fit 0 .. 2^31 - 1; sort the cells by position")
+    return positions
+
+
+def _check_sinks(sinks: Any, heads: int) -> Float32 | None:
+    if sinks is None:
+        return None
+    array: Float32 = _array("sinks", sinks, 1)
+    if array.shape != (heads,):
+        raise ConfigError(f"sinks must hold one logit per query head ({heads}); got {list(array.shape)}")
+    return array

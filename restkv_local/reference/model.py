@@ -1,0 +1,139 @@
+"""The engine in torch: a GGUF model whose KV cache evicts, to check the native one against.
+
+It does what the native engine does, in float32 and one obvious step after another: chunks are appended at their true
+positions; when the free cells do not hold a chunk, every full-attention layer is evicted once, down to the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..config import EvictConfig
+from ..errors import ConfigError, EvictionError
+from .cache import LayerCache
+from .evict import effective_window, survivors
+from .forward import Transformer
+
+
+class ReferenceEngine:
+    """A model with an evicting cache.
+
+    path: GGUF file, or a Transformer to share its weights between engines. budget: cells per KV head and
+    full-attention layer that survive an eviction, window included; None: never evict. capacity: physical cells, None:
+    no limit (only `evict` evicts). config: how cells are scored; its own budget is not read. type_k, type_v: how the
+    cache stores rows ("f32", "f16", "bf16", "q8_0", "q4_0").
+    Sliding-window layers see their window and are never evicted.
+    Raises ModelError for a file or family it cannot run, ConfigError for a budget that does not fit.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | Transformer,
+        budget: int | None = None,
+        capacity: int | None = None,
+        config: EvictConfig | None = None,
+        *,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        n_ctx: int | None = None,
+        round_activations: bool = True,
+    ) -> None:
+        self.config = EvictConfig() if config is None else config
+        if isinstance(path, Transformer):
+            self.model = path
+        else:
+            self.model = Transformer(path, n_ctx=n_ctx, round_activations=round_activations)
+        self.budget = None if self.config.method == "full" else budget
+        self.capacity = capacity
+        least = self.config.budget_min
+        if self.budget is not None and self.budget < least:
+            raise ConfigError(f"budget must be at least {least} with these settings; got {self.budget}")
+        if self.budget is not None and capacity is not None and capacity <= self.budget:
+            raise ConfigError(f"capacity must be above the budget of {self.budget} cells; got {capacity}")
+        spec = self.model.spec
+        self._full = [il for il in range(spec.n_layer) if not spec.swa[il]]
+        if self.budget is not None and not self._full:
+            raise ConfigError("every layer of this model has a sliding window; there is nothing to evict")
+        window = self.config.window if self.budget is None else effective_window(self.config, self.budget)
+        self._caches = [
+            LayerCache(spec.n_head[il], spec.n_head_kv[il], spec.head_dim, window, type_k, type_v)
+            for il in range(spec.n_layer)
+        ]
+        self.n_tokens = 0
+        self.n_evictions = 0
+        self._n_settled = 0  # cells of the last eviction: heads differ in them, so no guide reaches back there
+
+    @property
+    def cells(self) -> int:
+        """Cells in use per KV head of a full-attention layer (positions, when there is no such layer)."""
+        return self._caches[self._full[0]].cells if self._full else self.n_tokens
+
+    def kept(self, layer: int, head: int) -> np.ndarray:
+        """Positions that a KV head of a layer holds, ascending, int32."""
+        return self._caches[layer].pos[head].numpy().astype(np.int32)
+
+    def decode(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append tokens at the next positions; their logits [n, n_vocab] float32.
+
+        Evicts first when the tokens do not fit the free cells. Raises EvictionError when they do not fit after that.
+        """
+        n = len(tokens)
+        if n == 0:
+            raise ConfigError("decode needs at least one token")
+        self._make_room(n)
+        spec = self.model.spec
+        with torch.inference_mode():
+            pos = torch.arange(self.n_tokens, self.n_tokens + n)
+            x = self.model.embed(torch.tensor(list(tokens), dtype=torch.int64))
+            for layer, cache in zip(self.model.layers, self._caches, strict=True):
+                q, k, v = layer.qkv(x, pos)
+                cache.append(q, k, v, pos)
+                heads = cache.attend(q, pos, scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks,
+                                     n_swa=spec.n_swa if layer.swa else 0)  # fmt: skip
+                x = layer.finish(x, heads)
+            self.n_tokens += n
+            logits: np.ndarray = self.model.logits(x).numpy()
+        return logits
+
+    def evict(self, n_guide: int = 0) -> bool:
+        """Evict now, down to the budget; False when the cache is within it (nothing has to go).
+
+        n_guide: the last tokens are a guide (a question): their queries score, then their cells are dropped in every
+        layer and the next token takes their first position, also when nothing else is evicted.
+        """
+        if self.budget is None:
+            raise ConfigError("this engine never evicts; give it a budget")
+        most = max(0, min(self.cells - 1, self.cells - self._n_settled))
+        if not 0 <= n_guide <= most:
+            raise ConfigError(f"n_guide must be from 0 to {most}, the tokens since the last eviction; got {n_guide}")
+        evicts = self.cells - n_guide > self.budget
+        with torch.inference_mode():
+            if evicts:
+                for il in self._full:
+                    self._evict_layer(il, self.budget, n_guide)
+                self.n_evictions += 1
+                self._n_settled = self.budget
+            self.n_tokens -= n_guide
+            if n_guide:
+                for cache in self._caches:
+                    cache.truncate(self.n_tokens)
+        return evicts
+
+    def _make_room(self, n: int) -> None:
+        if self.capacity is None or self.cells + n <= self.capacity:
+            return
+        if self.budget is not None:
+            self.evict()
+        if self.cells + n > self.capacity:
+            raise EvictionError(f"{n} tokens do not fit {self.capacity - self.cells} free cells; decode smaller chunks")
+
+    def _evict_layer(self, il: int, budget: int, n_guide: int) -> None:
+        spec, layer, cache = self.model.spec, self.model.layers[il], self._caches[il]
+        cache.keep(survivors(
+            cache, self.config, budget=budget, n_guide=n_guide, layer=il, wo=layer.wo.weight,
+            attn_scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks,
+        ))  # fmt: skip

@@ -1,0 +1,164 @@
+"""Stage score: what each past cell is worth; and `score`, all stages in torch, as literal as the papers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .attend import Attention, attend, repeat_heads
+from .inputs import FLT_MAX, ODDS_MAX, Float32, ScoreInputs, ScoreParams, Scores, prepare
+from .select import reduce_heads, select
+from .smooth import kernel_and_shift, measure_drift, smooth
+
+
+def score(q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks: Any = None, **params: Any) -> Scores:
+    """Scores of the past cells and the sets that survive, in torch; memory grows as heads x window x N.
+
+    q_win: [heads, rows, d], the last queries after RoPE; the last `window` rows are used.
+    k, v: [kv_heads, N, d]; query head h reads KV head h // (heads / kv_heads).
+    wo: [c, heads * d] output projection; not needed without use_wo.
+    pos: [kv_heads, N] ascending text positions of the cells; None: 0 .. N-1.
+    sinks: [heads] logits of attention sinks, for models that have them.
+    params: see `ScoreParams`.
+
+    Returns (raw, smoothed, indices, kernel_sizes, shifts): raw and smoothed [heads, N - window] float32; indices of the
+    surviving past cells, int32 ascending, [heads, C], or [kv_heads, C] with reduce; kernel_sizes and shifts [heads]
+    int32. C is budget - window, or N - window when N < budget. Nothing is ever NaN or infinite.
+
+    Raises ConfigError when a parameter or a shape does not fit. Source: ReST-KV (ICLR 2026), its published code.
+    """
+    inputs = prepare(q_win, k, v, wo, pos, sinks, params)
+    p = inputs.params
+    kernels = np.full(inputs.n_heads, p.kernel, dtype=np.int32)
+    shifts = np.zeros(inputs.n_heads, dtype=np.int32)
+    if p.method in ("restkv", "snapkv"):
+        attention = attend(inputs)
+        raw = raw_scores(attention, inputs)
+        if p.adaptive:
+            kernels, shifts = kernel_and_shift(measure_drift(attention, inputs), inputs)
+        smoothed = smooth(raw, kernels, shifts, inputs)
+    else:
+        raw = smoothed = queryless_scores(inputs)
+    return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
+
+
+def raw_scores(attention: Attention, inputs: ScoreInputs) -> Float32:
+    """[H, N - w] scores before smoothing, of a method that looks at queries."""
+    if inputs.params.method == "snapkv":
+        raw = attention.weights[:, :, : inputs.n_past].sum(dim=1)
+    elif inputs.params.metric_mode == "after":
+        raw = score_after(attention, inputs)
+    else:
+        raw = score_before(attention, inputs)
+    return finite(raw)
+
+
+def score_after(attention: Attention, inputs: ScoreInputs) -> Tensor:
+    """ReST-KV, metric after aggregation: odds of the averaged attention times the distance to the averaged output.
+
+    s_j = abar_j / (1 - abar_j) * ||W (obar - v_j)||^tau, obar = sum of abar_j v_j over the past cells only, not
+    divided by their mass. tau acts with W only; use_norm is ignored. Returns [H, N - w] float64.
+    """
+    past = inputs.n_past
+    rows = torch.from_numpy(inputs.row_weights)[None, :, None]
+    abar = (rows * attention.weights[:, :, :past]).sum(dim=1)
+    others = (rows * attention.others[:, :, :past]).sum(dim=1)
+    v = repeat_heads(torch.from_numpy(inputs.v).double(), inputs.group)[:, :past]
+    scores = []
+    for h in range(inputs.n_heads):
+        distance = removal_distance(abar[h], others[h], v[h], h, inputs)
+        if inputs.params.use_wo:
+            distance = distance**inputs.params.tau
+        scores.append(odds(abar[h], others[h]) * distance)
+    return torch.stack(scores)
+
+
+def score_before(attention: Attention, inputs: ScoreInputs) -> Tensor:
+    """ReST-KV, metric before aggregation: one score per query and cell, then the average over the rows.
+
+    m_ij = a_ij / (1 - a_ij) * ||W (o_i - v_j)||, o_i over all N cells, divided by ||W o_i|| with use_norm; tau is
+    ignored. Returns [H, N - w] float64.
+    """
+    past = inputs.n_past
+    v = repeat_heads(torch.from_numpy(inputs.v).double(), inputs.group)
+    weights, others = attention.weights, attention.others
+    total = torch.zeros(inputs.n_heads, past, dtype=torch.float64)
+    for h in range(inputs.n_heads):
+        for i, row_weight in enumerate(inputs.row_weights):
+            if row_weight == 0.0:
+                continue  # no say, not even with an infinite metric
+            distance = removal_distance(weights[h, i], others[h, i], v[h], h, inputs)[:past]
+            metric = odds(weights[h, i, :past], others[h, i, :past]) * distance
+            if inputs.params.use_norm:
+                metric = metric / project(weights[h, i] @ v[h], h, inputs).norm(dim=-1)
+            total[h] += row_weight * metric
+    return total
+
+
+def project(x: Tensor, head: int, inputs: ScoreInputs) -> Tensor:
+    """[..., d] -> [..., c]: the head's block of the output projection, or x itself without one."""
+    if inputs.wo is None:
+        return x
+    d = inputs.head_size
+    return x @ torch.from_numpy(inputs.wo[:, head * d : (head + 1) * d]).double().T
+
+
+def is_saturated(a: Tensor, others: Tensor) -> Tensor:
+    """Where a cell holds so much of the attention that a / (1 - a) would pass ODDS_MAX."""
+    return others * ODDS_MAX <= a
+
+
+def odds(a: Tensor, others: Tensor) -> Tensor:
+    """a / (1 - a), at most ODDS_MAX."""
+    saturated = is_saturated(a, others)
+    return torch.where(saturated, ODDS_MAX, a / torch.where(saturated, 1.0, others))
+
+
+def removal_distance(a: Tensor, others: Tensor, v: Tensor, head: int, inputs: ScoreInputs) -> Tensor:
+    """[n] ||W (o - v_j)|| for a [n] and v [n, d], o = sum of a_j v_j.
+
+    A saturated cell is its own output, and o - v_j has no digits left. It equals (1 - a_j) (o_without_j - v_j), with
+    o_without_j the output that the other cells would give; there 1 - a_j is held at 1 / ODDS_MAX, as in the odds, so
+    that the score is the change of the output as for any other cell.
+    """
+    distance: Tensor = project(a @ v - v, head, inputs).norm(dim=-1)
+    for j in torch.nonzero(is_saturated(a, others))[:, 0].tolist():
+        rest = a.clone()
+        rest[j] = 0.0
+        without = rest @ v / others[j] if others[j] > 0.0 else torch.zeros_like(v[j])
+        distance[j] = project(without - v[j], head, inputs).norm() / ODDS_MAX
+    return distance
+
+
+def finite(raw: Tensor) -> Float32:
+    """float32 without NaN or infinity: what is not finite counts as the largest float."""
+    raw = torch.nan_to_num(raw, nan=FLT_MAX, posinf=FLT_MAX).clamp(max=FLT_MAX)
+    result: Float32 = raw.float().numpy()
+    return result
+
+
+def queryless_scores(inputs: ScoreInputs) -> Float32:
+    """[H, N - w] scores of the methods that look at no query: streamingllm (first cells win) and random."""
+    if inputs.params.method == "streamingllm":
+        falling = -np.arange(inputs.n_past, dtype=np.float32)
+        return np.tile(falling, (inputs.n_heads, 1))
+    per_kv_head = [
+        random_scores(inputs.params, head, inputs.positions()[head, : inputs.n_past])
+        for head in range(inputs.n_kv_heads)
+    ]
+    return np.repeat(np.stack(per_kv_head), inputs.group, axis=0)
+
+
+def random_scores(params: ScoreParams, kv_head: int, positions: npt.NDArray[np.int64]) -> Float32:
+    """Uniform in [0, 1), a function of seed, layer, KV head and position alone (splitmix64 finaliser)."""
+    wrap = 2**64 - 1
+    key = params.seed ^ (params.layer * 0x9E3779B97F4A7C15 & wrap) ^ ((kv_head + 1) * 0xBF58476D1CE4E5B9 & wrap)
+    x = np.uint64(key) ^ (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x94D049BB133111EB)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return (x >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)

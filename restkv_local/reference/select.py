@@ -1,0 +1,26 @@
+"""Stage select: which past cells survive."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .inputs import Float32, Int32, ScoreInputs
+
+
+def reduce_heads(smoothed: Float32, inputs: ScoreInputs) -> Float32:
+    """One score per set: [H, L] as it is, or [Hk, L], mean or maximum over the query heads of each KV head."""
+    if inputs.params.reduce is None:
+        return smoothed
+    groups = smoothed.reshape(inputs.n_kv_heads, inputs.group, -1)
+    one: Float32
+    if inputs.params.reduce == "max":
+        one = groups.max(axis=1)
+    else:
+        one = groups.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return one
+
+
+def select(scores: Float32, n_keep: int) -> Int32:
+    """[sets, n_keep] int32: the n_keep largest of each row of scores [sets, L], ties to the lower cell, ascending."""
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    return np.sort(order[:, :n_keep], axis=-1).astype(np.int32)
