@@ -37,9 +37,9 @@ restkv_scratch::restkv_scratch(uint32_t n_cells, uint32_t group, uint32_t d_k, u
 
 size_t restkv_scratch::bytes(uint32_t n_cells, uint32_t group, uint32_t d_k, uint32_t d_v, uint32_t n_rows) {
     const size_t n_pad = restkv_pad(std::max(n_cells, 1u));
-    return sizeof(float) * ((size_t) d_k * panel_cells(n_pad, d_k) + (size_t) d_v * panel_cells(n_pad, d_v) +
-                            logit_rows(n_pad, n_rows) * n_pad + 2 * group * n_pad + 3 * n_pad +
-                            (size_t) group * n_rows * d_k) +
+    return sizeof(float) *
+               ((size_t) d_k * panel_cells(n_pad, d_k) + (size_t) d_v * panel_cells(n_pad, d_v) +
+                logit_rows(n_pad, n_rows) * n_pad + 2 * group * n_pad + 3 * n_pad + (size_t) group * n_rows * d_k) +
            sizeof(uint16_t) * n_pad;
 }
 
@@ -109,8 +109,8 @@ void restkv_attend(const restkv_view & view, restkv_scratch & s, uint32_t drift_
     const uint32_t n_half = view.n_rows / 2;
 
     for (uint32_t h = 0; h < view.group; ++h) {
-        const float * q         = view.q + (size_t) h * view.n_rows * view.d_k;
-        double        means[2]  = { 0.0, 0.0 };  // of the older and the newer half of the rows
+        const float * q        = view.q + (size_t) h * view.n_rows * view.d_k;
+        double        means[2] = { 0.0, 0.0 };  // of the older and the newer half of the rows
         for (uint32_t r0 = 0; r0 < view.n_rows; r0 += s.block_rows) {
             const uint32_t n_block = std::min(s.block_rows, view.n_rows - r0);
 
@@ -139,11 +139,11 @@ void restkv_attend(const restkv_view & view, restkv_scratch & s, uint32_t drift_
                         (double) kernels->top_pos_sum(z, view.pos, n_visible, n_top, s.bins.data()) / n_top;
                 }
 
-                const uint32_t top  = kernels->argmax(z, n_visible);
-                float          max  = z[top];
+                const uint32_t top        = kernels->argmax(z, n_visible);
+                float          max        = z[top];
                 const float    sink_logit = view.sinks ? view.sinks[h] : -INFINITY;
-                max                 = std::max(max, sink_logit);
-                double rest         = kernels->exp_sum(z, n_visible, max, top) + std::exp((double) sink_logit - max);
+                max                       = std::max(max, sink_logit);
+                double       rest   = kernels->exp_sum(z, n_visible, max, top) + std::exp((double) sink_logit - max);
                 const double sum    = rest + z[top];
                 const float  factor = (float) (1.0 / sum);
                 for (uint32_t j = 0; j < n_visible; ++j) {

@@ -11,7 +11,7 @@
 
 // Rows of the ring for the last tokens of a ubatch, shared by all layers of a graph.
 class restkv_ring_input : public llm_graph_input_i {
-  public:
+public:
     restkv_ring_input(restkv_cache & cache, ggml_tensor * rows) : cache(cache), rows(rows) {}
 
     void set_input(const llama_ubatch * ubatch) override {
@@ -22,8 +22,9 @@ class restkv_ring_input : public llm_graph_input_i {
         for (uint32_t i = 0; i < n; ++i) {
             const uint32_t row = (uint32_t) pos[i] % window;
             // two positions of one row (a batch out of order): the later wins, the other goes to the spare row
-            const bool     later = std::any_of(pos + i + 1, pos + n, [&](llama_pos p) { return (uint32_t) p % window == row; });
-            data[i]              = later ? window : row;
+            const bool     later =
+                std::any_of(pos + i + 1, pos + n, [&](llama_pos p) { return (uint32_t) p % window == row; });
+            data[i] = later ? window : row;
             if (!later) {
                 cache.ring_pos[row] = pos[i];
             }

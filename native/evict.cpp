@@ -20,7 +20,7 @@ namespace {
 
 // llama_context::decode asks for an update when no slot is free, applies it and tries again.
 class evict_context : public llama_memory_context_i {
-  public:
+public:
     evict_context(restkv_cache & cache, llama_context * lctx) : cache(cache), lctx(lctx) {}
 
     bool next() override { return false; }
@@ -31,7 +31,7 @@ class evict_context : public llama_memory_context_i {
 
     llama_memory_status get_status() const override { return LLAMA_MEMORY_STATUS_SUCCESS; }
 
-  private:
+private:
     restkv_cache &  cache;
     llama_context * lctx;
     llama_ubatch    ubatch = {};
@@ -125,7 +125,7 @@ void restkv_cache::evict_layer_task(const layer_state & layer, uint32_t head_kv,
 
     // a drift cannot reach one step while all positions lie within one step
     const bool     drifts = method->pools && params.pooling == RESTKV_POOLING_ADAPTIVE && view.n_rows > 1 &&
-                        (int64_t) pos[plan.n_cells - 1] - pos[0] > (int64_t) params.scale;
+                            (int64_t) pos[plan.n_cells - 1] - pos[0] > (int64_t) params.scale;
     const uint32_t n_keep = plan.n_kept - plan.n_window;
     restkv_score_head(view, params, drifts ? n_keep : 0, n_keep, scratch);
 
@@ -134,8 +134,10 @@ void restkv_cache::evict_layer_task(const layer_state & layer, uint32_t head_kv,
     for (uint32_t i = 0; i < plan.n_window; ++i) {
         kept[n_keep + i] = (int32_t) (plan.n_past + i);
     }
-    restkv_move_rows(const_cast<uint8_t *>(view.k), view.k_stride, ggml_row_size(view.k_type, layer.d_k), kept, plan.n_kept);
-    restkv_move_rows(const_cast<uint8_t *>(view.v), view.v_stride, ggml_row_size(view.v_type, layer.d_v), kept, plan.n_kept);
+    restkv_move_rows(const_cast<uint8_t *>(view.k), view.k_stride, ggml_row_size(view.k_type, layer.d_k), kept,
+                     plan.n_kept);
+    restkv_move_rows(const_cast<uint8_t *>(view.v), view.v_stride, ggml_row_size(view.v_type, layer.d_v), kept,
+                     plan.n_kept);
     for (uint32_t i = 0; i < plan.n_kept; ++i) {
         table_out[i] = pos[kept[i]];
     }
@@ -175,8 +177,10 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
                                                std::to_string(n) + " cells in use: decode the guide first");
     }
     llama_memory_i * memory = lctx->get_memory();
-    if (n_guide > 0 && (dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory))) {
-        return restkv_fail(RESTKV_UNSUPPORTED, "a model with recurrent layers cannot forget a guide: use prefill=stream");
+    if (n_guide > 0 &&
+        (dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory))) {
+        return restkv_fail(RESTKV_UNSUPPORTED,
+                           "a model with recurrent layers cannot forget a guide: use prefill=stream");
     }
     const uint32_t n_doc = n - n_guide;
     for (uint32_t i = n_table; i < n; ++i) {
@@ -205,7 +209,8 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             }
         }
         if (w.n_rows == 0) {
-            return restkv_fail(RESTKV_UNSUPPORTED, "no queries of the last positions are stored: decode two tokens first");
+            return restkv_fail(RESTKV_UNSUPPORTED,
+                               "no queries of the last positions are stored: decode two tokens first");
         }
     }
 
@@ -213,11 +218,11 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
     const int64_t t_start = ggml_time_us();
 
     evict_plan plan;
-    plan.n_cells  = n;
-    plan.n_past   = n_doc - params.window;
-    plan.n_kept   = params.budget;
-    plan.n_window = params.window;
-    plan.row_pos  = w.pos;
+    plan.n_cells   = n;
+    plan.n_past    = n_doc - params.window;
+    plan.n_kept    = params.budget;
+    plan.n_window  = params.window;
+    plan.row_pos   = w.pos;
     plan.row_slots = w.slots;
     for (uint32_t i = n_table; i < n; ++i) {
         plan.tail_pos.push_back(pos_of(i));
@@ -291,7 +296,8 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             event.us_compact += s.times.compact / n_threads;
         }
         event.n_layer_host = (uint32_t) on_device.size();
-        bytes_scratch      = n_threads * restkv_scratch::bytes(n, group, d_k, d_v, std::max(w.n_rows, 1u)) + k.size() + v.size();
+        bytes_scratch =
+            n_threads * restkv_scratch::bytes(n, group, d_k, d_v, std::max(w.n_rows, 1u)) + k.size() + v.size();
     } catch (const std::bad_alloc &) {
         return restkv_fail(RESTKV_NO_MEMORY, "not enough memory for an eviction: lower the budget or the threads");
     }

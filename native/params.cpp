@@ -21,8 +21,8 @@ restkv_status restkv_check_params(const restkv_params & p) {
         return restkv_fail(RESTKV_INVALID, "unknown eviction method");
     }
     if (p.window < 1 || p.budget <= p.window) {
-        return restkv_fail(RESTKV_INVALID, "the budget (" + std::to_string(p.budget) +
-                                               ") must be above the window (" + std::to_string(p.window) + ")");
+        return restkv_fail(RESTKV_INVALID, "the budget (" + std::to_string(p.budget) + ") must be above the window (" +
+                                               std::to_string(p.window) + ")");
     }
     if (p.kernel % 2 == 0 || p.scale < 1) {
         return restkv_fail(RESTKV_INVALID, "the kernel must be odd and the scale at least 1");

@@ -55,7 +55,10 @@ void restkv_cache::claim(llama_kv_cache & kv, uint32_t & kv_size) {
 }
 
 restkv_cache::restkv_cache(llama_kv_cache & kv, restkv_armed armed) :
-    kv(kv), armed(std::move(armed)), params(this->armed.params), method(restkv_find_method(params.method)) {}
+    kv(kv),
+    armed(std::move(armed)),
+    params(this->armed.params),
+    method(restkv_find_method(params.method)) {}
 
 void restkv_cache::init() {
     try {
@@ -120,14 +123,15 @@ void restkv_cache::check_layers() const {
 void restkv_cache::init_ring() {
     std::map<ggml_backend_buffer_type_t, ggml_context *> contexts;
     for (layer_state & layer : layers) {
-        ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(layer.k->buffer ? layer.k->buffer : layer.k->view_src->buffer);
+        ggml_backend_buffer_type_t buft =
+            ggml_backend_buffer_get_type(layer.k->buffer ? layer.k->buffer : layer.k->view_src->buffer);
         if (contexts.find(buft) == contexts.end()) {
             ggml_init_params init = { layers.size() * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true };
             contexts[buft]        = ggml_init(init);
             buffers.emplace_back(contexts[buft], nullptr);
         }
-        layer.ring = ggml_new_tensor_2d(contexts[buft], GGML_TYPE_F32, (int64_t) layer.n_head * layer.d_k,
-                                        params.window + 1);
+        layer.ring =
+            ggml_new_tensor_2d(contexts[buft], GGML_TYPE_F32, (int64_t) layer.n_head * layer.d_k, params.window + 1);
         ggml_format_name(layer.ring, "restkv_ring_l%u", layer.il);
     }
     for (auto & [ctx, buffer] : buffers) {
@@ -245,7 +249,7 @@ int32_t restkv_cache::kept(uint32_t il, uint32_t head_kv, int32_t * out, uint32_
         }
         return (int32_t) n;
     }
-    restkv_fail(RESTKV_INVALID, "layer " + std::to_string(il) + " has no evicting cache with a KV head " +
-                                    std::to_string(head_kv));
+    restkv_fail(RESTKV_INVALID,
+                "layer " + std::to_string(il) + " has no evicting cache with a KV head " + std::to_string(head_kv));
     return -1;
 }

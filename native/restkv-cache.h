@@ -38,7 +38,7 @@ struct restkv_armed {
 extern thread_local std::unique_ptr<restkv_armed> restkv_pending;
 
 class restkv_cache {
-  public:
+public:
     // ---- hooks: construction -------------------------------------------------------------------
 
     // Take the pending settings, if this cache is one that evicts: sets kv.restkv and the number of cells. Throws
@@ -77,7 +77,7 @@ class restkv_cache {
     const std::deque<restkv_event> & events() const { return event_log; }
     int32_t                          kept(uint32_t layer, uint32_t head_kv, int32_t * out, uint32_t n_max) const;
 
-  private:
+private:
     friend class restkv_ring_input;
 
     static constexpr size_t EVENTS_MAX = 256;
@@ -115,15 +115,15 @@ class restkv_cache {
     llama_pos pos_of(uint32_t cell) const;  // as llama.cpp's table has it
     window    rows(llama_pos pos_next, uint32_t n_max) const;
     void      check_layers() const;
-    void      evict_layer_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
-                               uint8_t * k, uint8_t * v, restkv_scratch & scratch, int32_t * table_out) const;
+    void      evict_layer_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan, uint8_t * k,
+                               uint8_t * v, restkv_scratch & scratch, int32_t * table_out) const;
     void      drop_cells(uint32_t n_keep, llama_pos pos_next);
     void      init_ring();
     void      init_wo();
 
-    llama_kv_cache &      kv;
-    const restkv_armed    armed;
-    const restkv_params & params;
+    llama_kv_cache &             kv;
+    const restkv_armed           armed;
+    const restkv_params &        params;
     const struct restkv_method * method;
 
     std::vector<layer_state> layers;
@@ -132,11 +132,11 @@ class restkv_cache {
 
     std::vector<llama_pos> ring_pos;  // [window] position whose query a row holds, or -1
 
-    uint32_t  n_table   = 0;  // cells whose positions are in the tables
-    llama_pos pos_exact = 0;  // position after the last eviction
+    uint32_t  n_table   = 0;          // cells whose positions are in the tables
+    llama_pos pos_exact = 0;          // position after the last eviction
 
-    uint64_t             n_evictions   = 0;
-    uint64_t             n_evicted     = 0;
-    size_t               bytes_scratch = 0;
+    uint64_t                 n_evictions   = 0;
+    uint64_t                 n_evicted     = 0;
+    size_t                   bytes_scratch = 0;
     std::deque<restkv_event> event_log;
 };

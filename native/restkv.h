@@ -74,15 +74,15 @@ typedef struct restkv_params {
     uint8_t  use_norm;
     uint8_t  use_ema;
     uint8_t  reserved;
-    uint32_t n_threads;                // 0: all cores
-    uint64_t seed;                     // method random
+    uint32_t n_threads;  // 0: all cores
+    uint64_t seed;       // method random
 } restkv_params;
 
 RESTKV_API uint32_t     restkv_abi_version(void);
 RESTKV_API const char * restkv_last_error(void);  // of the calling thread; "" when there is none
 
 RESTKV_API uint32_t     restkv_method_count(void);
-RESTKV_API const char * restkv_method_name(uint32_t i);     // NULL beyond the end
+RESTKV_API const char * restkv_method_name(uint32_t i);  // NULL beyond the end
 RESTKV_API const char * restkv_method_summary(uint32_t i);
 
 // ---- a model, before a context exists ----------------------------------------------------------
@@ -98,8 +98,8 @@ typedef struct restkv_model_info {
     uint32_t n_embd_head_k;
     uint32_t n_embd_head_v;
     uint32_t n_ctx_train;
-    uint64_t bytes_per_cell;     // K and V of one cell, summed over the evicting layers
-    uint64_t bytes_window;       // ring of queries, per row of the window, summed over the layers
+    uint64_t bytes_per_cell;  // K and V of one cell, summed over the evicting layers
+    uint64_t bytes_window;    // ring of queries, per row of the window, summed over the layers
 } restkv_model_info;
 
 // Works on a model loaded with no_alloc. type_k and type_v are ggml types.
@@ -171,7 +171,7 @@ RESTKV_API bool restkv_abort_on_flag(void * flag);
 // ---- the stages on host arrays (parity tests, research) ----------------------------------------
 
 typedef struct restkv_score_args {
-    restkv_params   params;      // budget, window and the scoring options; capacity is ignored
+    restkv_params   params;  // budget, window and the scoring options; capacity is ignored
     uint32_t        n_head;
     uint32_t        n_head_kv;
     uint32_t        n_embd_head;

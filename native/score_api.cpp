@@ -18,7 +18,8 @@ static restkv_status check_score(const restkv_score_args & a, const restkv_score
         return restkv_fail(RESTKV_INVALID, "restkv_score: an array is missing");
     }
     if (a.n_head == 0 || a.n_head_kv == 0 || a.n_head % a.n_head_kv != 0 || a.n_embd_head == 0 || a.n_embd_head > 512) {
-        return restkv_fail(RESTKV_INVALID, "restkv_score: the heads must be a multiple of the KV heads, their size at most 512");
+        return restkv_fail(RESTKV_INVALID,
+                           "restkv_score: the heads must be a multiple of the KV heads, their size at most 512");
     }
     if (a.n_cells <= a.params.window) {
         return restkv_fail(RESTKV_INVALID, "restkv_score: more cells than the window are needed");

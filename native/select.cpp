@@ -8,9 +8,8 @@ uint32_t restkv_select_top(const float * scores, uint32_t n, uint32_t n_keep, in
     if (n_keep >= n) {
         return n;
     }
-    std::nth_element(out, out + n_keep, out + n, [scores](int32_t a, int32_t b) {
-        return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
-    });
+    std::nth_element(out, out + n_keep, out + n,
+                     [scores](int32_t a, int32_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; });
     std::sort(out, out + n_keep);
     return n_keep;
 }

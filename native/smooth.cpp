@@ -8,7 +8,7 @@ void restkv_adapt(double t, uint32_t scale, uint32_t kernel, int32_t * kernel_ou
     const double steps = std::floor(std::fabs(t) / scale);
     *kernel_out        = (int32_t) std::max((double) kernel, 2.0 * steps + 1.0);
     // the official code rounds a drift of exactly zero to a shift of one
-    *shift_out = (int32_t) std::floor(t / scale) + (t > 0.0 ? 0 : 1);
+    *shift_out         = (int32_t) std::floor(t / scale) + (t > 0.0 ? 0 : 1);
 }
 
 // Windows [center - r, center + r] in positions, clamped at the ends for the adaptive pooling: targets before the first

@@ -60,15 +60,15 @@ struct restkv_times {
 
 // Work memory of one thread, sized once: a few floats per cell and query head of a group, and panels of fixed size.
 class restkv_scratch {
-  public:
+public:
     restkv_scratch(uint32_t n_cells, uint32_t group, uint32_t d_k, uint32_t d_v, uint32_t n_rows);
 
     static size_t bytes(uint32_t n_cells, uint32_t group, uint32_t d_k, uint32_t d_v, uint32_t n_rows);
 
-    uint32_t n_pad;       // cells, padded
-    uint32_t panel_k;     // cells per panel of keys
-    uint32_t panel_v;     // cells per panel of values
-    uint32_t block_rows;  // rows of logits at a time
+    uint32_t n_pad;                  // cells, padded
+    uint32_t panel_k;                // cells per panel of keys
+    uint32_t panel_v;                // cells per panel of values
+    uint32_t block_rows;             // rows of logits at a time
 
     std::vector<float>    keys;      // [d_k][panel_k]
     std::vector<float>    values;    // [d_v][panel_v]
@@ -97,17 +97,17 @@ class restkv_scratch {
 
 // A row of window attention, as `attend` hands it over. a[0 .. n_visible) sums to at most 1.
 struct restkv_row {
-    uint32_t      head;  // in the group
-    uint32_t      index;
-    float *       a;
-    uint32_t      n_visible;
-    uint32_t      top;   // cell with the largest weight
-    double        rest;  // 1 - a[top], from the sum of the others
+    uint32_t head;  // in the group
+    uint32_t index;
+    float *  a;
+    uint32_t n_visible;
+    uint32_t top;   // cell with the largest weight
+    double   rest;  // 1 - a[top], from the sum of the others
 };
 
 class restkv_row_sink {
-  public:
-    virtual ~restkv_row_sink() = default;
+public:
+    virtual ~restkv_row_sink()               = default;
     virtual void row(const restkv_row & row) = 0;
 };
 

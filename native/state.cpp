@@ -50,7 +50,9 @@ void restkv_cache::state_write(llama_io_write_i & io) const {
 }
 
 void restkv_cache::state_read(llama_io_read_i & io) {
-    const auto reject = [](const std::string & why) { throw std::runtime_error("the saved state does not fit: " + why); };
+    const auto reject = [](const std::string & why) {
+        throw std::runtime_error("the saved state does not fit: " + why);
+    };
     try {
         state_header header;
         io.read(&header, sizeof(header));

@@ -313,7 +313,7 @@ restkv_wo restkv_read_wo(const std::string & path_model, const std::string & pat
     restkv_parallel((uint32_t) shapes.size(), restkv_threads(n_threads, (uint32_t) shapes.size()),
                     [&](uint32_t i, uint32_t) {
                         try {
-                            restkv_wo::layer &      layer = wo.layers[shapes[i].layer];
+                            restkv_wo::layer &         layer = wo.layers[shapes[i].layer];
                             const std::vector<uint8_t> bytes = read_bytes(weights[i]);
                             const uint64_t seed = hash_bytes(&weights[i].type, sizeof(ggml_type), layer.n_head);
                             const uint64_t key  = hash_bytes(bytes.data(), bytes.size(), seed);

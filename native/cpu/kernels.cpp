@@ -27,9 +27,9 @@ constexpr int W = 4, BLOCK_ROWS = 4;
 #endif
 constexpr int NV = 2;  // vectors of cells per block
 
-typedef float   vec_t __attribute__((vector_size(W * 4)));
-typedef float   vecu_t __attribute__((vector_size(W * 4), aligned(4)));
-typedef int32_t veci_t __attribute__((vector_size(W * 4)));
+typedef float    vec_t __attribute__((vector_size(W * 4)));
+typedef float    vecu_t __attribute__((vector_size(W * 4), aligned(4)));
+typedef int32_t  veci_t __attribute__((vector_size(W * 4)));
 typedef uint32_t bits_t __attribute__((vector_size(W * 4)));
 
 static_assert(RESTKV_LANES % (W * NV) == 0, "a block of cells must divide the padding");
@@ -392,9 +392,8 @@ int64_t top_pos_sum(const float * z, const int32_t * pos, uint32_t n, uint32_t n
             }
         }
         if (n_rest < at_cut.size()) {
-            std::nth_element(at_cut.begin(), at_cut.begin() + n_rest, at_cut.end(), [z](uint32_t a, uint32_t b) {
-                return z[a] != z[b] ? z[a] > z[b] : a < b;
-            });
+            std::nth_element(at_cut.begin(), at_cut.begin() + n_rest, at_cut.end(),
+                             [z](uint32_t a, uint32_t b) { return z[a] != z[b] ? z[a] > z[b] : a < b; });
         }
         for (uint32_t i = 0; i < n_rest; ++i) {
             sum += pos[at_cut[i]];
@@ -408,6 +407,15 @@ int64_t top_pos_sum(const float * z, const int32_t * pos, uint32_t n, uint32_t n
 extern const restkv_kernels RESTKV_CAT(restkv_kernels_, RESTKV_ISA);
 
 const restkv_kernels RESTKV_CAT(restkv_kernels_, RESTKV_ISA) = {
-    RESTKV_STR(RESTKV_ISA), transpose, transpose_f16, matmul, distance2,   dot,
-    axpy,                   softcap,   argmax,        exp_sum, top_pos_sum,
+    RESTKV_STR(RESTKV_ISA),
+    transpose,
+    transpose_f16,
+    matmul,
+    distance2,
+    dot,
+    axpy,
+    softcap,
+    argmax,
+    exp_sum,
+    top_pos_sum,
 };

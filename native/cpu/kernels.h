@@ -22,10 +22,11 @@ struct restkv_kernels {
     void (*transpose_f16)(const uint8_t * rows, size_t row_stride, uint32_t n, uint32_t d, float * panel, size_t ld);
 
     // out[r * ldo + j] = sum_k a[r * d + k] * panel[k * ld + j], j < restkv_pad(n)
-    void (*matmul)(const float * a, uint32_t n_rows, uint32_t d, const float * panel, size_t ld, uint32_t n, float * out,
-                   size_t ldo);
+    void (*matmul)(const float * a, uint32_t n_rows, uint32_t d, const float * panel, size_t ld, uint32_t n,
+                   float * out, size_t ldo);
 
-    // out[j] = sum_r (sum_{k >= r} upper[r * d + k] * (o[k] - panel[k * ld + j]))^2; upper null: identity
+    // out[j] = sum_r (sum_{k >= r} upper[r * d + k] * (o[k] - panel[k * ld + j]))^2. upper: zeros below the diagonal;
+    // null: identity
     void (*distance2)(const float * upper, const float * o, uint32_t d, const float * panel, size_t ld, uint32_t n,
                       float * out);
 

@@ -37,9 +37,12 @@ float score_top(double a, double rest, const double * others, const float * v, c
 // Where a cell takes most of a row, 1 - a must come from the sum of the other exponentials. Those rows are kept aside,
 // per cell: at most one cell per row.
 class after_sink : public restkv_row_sink {
-  public:
+public:
     after_sink(const restkv_view & view, const std::vector<float> & weights, restkv_scratch & scratch) :
-        tops(view.group), view(view), weights(weights), scratch(scratch) {}
+        tops(view.group),
+        view(view),
+        weights(weights),
+        scratch(scratch) {}
 
     struct top_cell {
         uint32_t           cell;
@@ -78,7 +81,7 @@ class after_sink : public restkv_row_sink {
 
     std::vector<std::vector<top_cell>> tops;
 
-  private:
+private:
     top_cell & find(uint32_t head, uint32_t cell) {
         for (top_cell & top : tops[head]) {
             if (top.cell == cell) {
@@ -168,10 +171,16 @@ void score_after(const restkv_view & view, const restkv_params & params, uint32_
 
 // "before": one distance per query and cell, then the rows are aggregated.
 class before_sink : public restkv_row_sink {
-  public:
+public:
     before_sink(const restkv_view & view, const restkv_params & params, const std::vector<float> & weights,
                 restkv_scratch & scratch) :
-        view(view), params(params), weights(weights), scratch(scratch), others(view.d_v), x(view.d_v), o(view.d_v),
+        view(view),
+        params(params),
+        weights(weights),
+        scratch(scratch),
+        others(view.d_v),
+        x(view.d_v),
+        o(view.d_v),
         v_top(view.d_v) {
         this->params.tau = 1.0f;  // has no meaning here
     }
@@ -223,7 +232,7 @@ class before_sink : public restkv_row_sink {
         scratch.times.attend -= t;
     }
 
-  private:
+private:
     float norm_of_output(const float * wo) const {
         double sum = 0.0;
         for (uint32_t i = 0; i < view.d_v; ++i) {

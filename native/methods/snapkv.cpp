@@ -7,7 +7,7 @@
 namespace {
 
 class sum_rows : public restkv_row_sink {
-  public:
+public:
     sum_rows(const restkv_view & view, restkv_scratch & scratch) : view(view), scratch(scratch) {}
 
     void row(const restkv_row & r) override {
@@ -15,7 +15,7 @@ class sum_rows : public restkv_row_sink {
         restkv_cpu_kernels()->axpy(1.0f, r.a, std::min(r.n_visible, view.n_past), raw);
     }
 
-  private:
+private:
     const restkv_view & view;
     restkv_scratch &    scratch;
 };

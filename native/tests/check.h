@@ -14,14 +14,14 @@ inline int & restkv_checks_failed() {
     return n;
 }
 
-#define CHECK(condition)                                                             \
-    do {                                                                             \
-        if (condition) {                                                             \
-            restkv_checks_passed()++;                                                \
-        } else {                                                                     \
-            restkv_checks_failed()++;                                                \
-            fprintf(stderr, "%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition); \
-        }                                                                            \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (condition) {                                                                                               \
+            restkv_checks_passed()++;                                                                                  \
+        } else {                                                                                                       \
+            restkv_checks_failed()++;                                                                                  \
+            fprintf(stderr, "%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition);                              \
+        }                                                                                                              \
     } while (0)
 
 inline int restkv_report_checks() {

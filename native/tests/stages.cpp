@@ -86,9 +86,9 @@ static void test_distance(const restkv_kernels & k, uint32_t n, uint32_t d) {
 
 static void test_half(const restkv_kernels & k) {
     // every finite half is exact in float, whatever the alignment of the rows
-    const uint32_t         n = 61440;
-    std::vector<uint8_t>   bytes((size_t) n * 2 + 1);
-    std::vector<uint16_t>  bits(n);
+    const uint32_t        n = 61440;
+    std::vector<uint8_t>  bytes((size_t) n * 2 + 1);
+    std::vector<uint16_t> bits(n);
     for (uint32_t i = 0; i < n; ++i) {
         bits[i] = (uint16_t) (i < 31744 ? i : i + 1024);  // skips infinities and NaN of the positive half
     }
@@ -212,7 +212,9 @@ static void test_smooth() {
     const float   raw[] = { 1, 2, 3, 4, 5, 6 };
     float         out[6];
     restkv_smooth(raw, pos, 6, RESTKV_POOLING_ADAPTIVE, 3, 0, out);
-    const float expected[] = { (1 + 1 + 2) / 3.0f, 2, 2.5f, 4.5f, 4.5f, 6 };  // the ends are replicated, gaps are not crossed
+    const float expected[] = {
+        (1 + 1 + 2) / 3.0f, 2, 2.5f, 4.5f, 4.5f, 6
+    };  // the ends are replicated, gaps are not crossed
     for (int j = 0; j < 6; ++j) {
         CHECK(close(out[j], expected[j], 1e-6));
     }
@@ -293,18 +295,19 @@ static void test_score_sizes() {
             args.n_embd_head                         = 20;
             args.n_cells                             = n;
             args.n_embd_out                          = 11;
-            const std::vector<float> q = normal(6 * 4 * 20), k = normal((size_t) 2 * n * 20), v = normal((size_t) 2 * n * 20),
-                                     wo = normal(11 * 120);
-            args.q                      = q.data();
-            args.k                      = k.data();
-            args.v                      = v.data();
-            args.wo                     = wo.data();
+            const std::vector<float> q = normal(6 * 4 * 20), k = normal((size_t) 2 * n * 20),
+                                     v = normal((size_t) 2 * n * 20), wo = normal(11 * 120);
+            args.q  = q.data();
+            args.k  = k.data();
+            args.v  = v.data();
+            args.wo = wo.data();
             std::vector<float>   raw((size_t) 6 * (n - 4)), smoothed(raw.size());
             std::vector<int32_t> sizes(6), shifts(6), indices(2 * 4);
             restkv_score_out     out = { raw.data(), smoothed.data(), sizes.data(), shifts.data(), indices.data() };
             CHECK(restkv_score(&args, &out) == RESTKV_OK);
             CHECK(std::all_of(raw.begin(), raw.end(), [](float x) { return std::isfinite(x); }));
-            CHECK(std::all_of(indices.begin(), indices.end(), [&](int32_t i) { return i >= 0 && i < (int32_t) n - 4; }));
+            CHECK(
+                std::all_of(indices.begin(), indices.end(), [&](int32_t i) { return i >= 0 && i < (int32_t) n - 4; }));
             args.n_cells = 4;
             CHECK(restkv_score(&args, &out) == RESTKV_INVALID);
             CHECK(strlen(restkv_last_error()) > 0);

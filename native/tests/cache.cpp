@@ -1,7 +1,7 @@
 // The whole path inside llama_decode, on the model files given as arguments: evictions, guides, refusals, states, also
 // damaged ones. Answers are checked by the Python tests; this program is for the sanitizers and for what must not crash.
 
-#include "../check.h"
+#include "check.h"
 
 #include "llama.h"
 #include "restkv.h"
@@ -16,17 +16,17 @@
 static restkv_params settings(const char * method) {
     restkv_params p = {};
     snprintf(p.method, sizeof(p.method), "%s", method);
-    p.budget   = 48;
-    p.capacity = 96;
-    p.window   = 8;
-    p.kernel   = 5;
-    p.scale    = 40;
-    p.pooling  = RESTKV_POOLING_ADAPTIVE;
-    p.reduce   = RESTKV_REDUCE_MEAN;
-    p.alpha    = 0.3f;
-    p.tau      = 1.0f;
-    p.use_wo   = 1;
-    p.use_ema  = 1;
+    p.budget    = 48;
+    p.capacity  = 96;
+    p.window    = 8;
+    p.kernel    = 5;
+    p.scale     = 40;
+    p.pooling   = RESTKV_POOLING_ADAPTIVE;
+    p.reduce    = RESTKV_REDUCE_MEAN;
+    p.alpha     = 0.3f;
+    p.tau       = 1.0f;
+    p.use_wo    = 1;
+    p.use_ema   = 1;
     p.n_threads = 2;
     return p;
 }
@@ -170,7 +170,7 @@ static void test_states(llama_model * model, const char * path, ggml_type type) 
         CHECK(b.feed(1) == 0);
     }
     // bit for bit with full attention only; the cells of a sliding window come back in another order
-    const std::vector<float> got = b.logits(n_vocab);
+    const std::vector<float> got   = b.logits(n_vocab);
     float                    error = 0.0f;
     for (int32_t i = 0; i < n_vocab; ++i) {
         error = std::max(error, std::fabs(got[i] - expected[i]));

@@ -1,0 +1,71 @@
+"""GGUF models in a KV cache of fixed size.
+
+    from restkv_local import Engine, EvictConfig
+    engine = Engine(n_ctx=131072, evict=EvictConfig(budget=1024))
+    engine.create_chat_completion([{"role": "user", "content": "Hello"}])
+
+Names are loaded when they are first used: `import restkv_local.reference` needs no native library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .config import EvictConfig
+    from .engine import Engine
+    from .errors import (
+        Cancelled,
+        ConfigError,
+        ContextOverflow,
+        EvictionError,
+        LibraryError,
+        ModelError,
+        RestkvError,
+    )
+    from .plan import MemoryPlan
+    from .report import Eviction, Report
+
+_HOMES = {
+    "Engine": "engine",
+    "EvictConfig": "config",
+    "MemoryPlan": "plan",
+    "Eviction": "report",
+    "Report": "report",
+    "Cancelled": "errors",
+    "ConfigError": "errors",
+    "ContextOverflow": "errors",
+    "EvictionError": "errors",
+    "LibraryError": "errors",
+    "ModelError": "errors",
+    "RestkvError": "errors",
+}
+
+__all__ = [
+    "Cancelled",
+    "ConfigError",
+    "ContextOverflow",
+    "Engine",
+    "EvictConfig",
+    "Eviction",
+    "EvictionError",
+    "LibraryError",
+    "MemoryPlan",
+    "ModelError",
+    "Report",
+    "RestkvError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

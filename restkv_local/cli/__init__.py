@@ -1,0 +1,1 @@
+"""The programs: `restkv-chat` (chat.py) and `restkv-bench` (bench.py)."""

@@ -1,0 +1,171 @@
+"""Options that the programs share. Their defaults and bounds are those of `restkv_local.config`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ..config import (
+    CELLS_MAX,
+    DEFAULT_BUDGET,
+    DEFAULT_CONTEXT,
+    KV_TYPES,
+    METHODS,
+    PREFILLS,
+    EvictConfig,
+    parse_budget,
+)
+from ..errors import ConfigError
+
+CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_SEED_MAX = 2**32 - 1  # llama.cpp samplers take 32 bits
+
+
+class Budget(click.ParamType):  # type: ignore[type-arg]
+    """Cells ("1024") or bytes ("512MB")."""
+
+    name = "CELLS|SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if not isinstance(value, str):
+            return int(value)
+        try:
+            return parse_budget(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class KvType(click.ParamType):  # type: ignore[type-arg]
+    """One type for K and V ("q8_0"), or two ("q8_0,q4_0")."""
+
+    name = "TYPE[,TYPE]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | tuple[str, str]:
+        parts = value if isinstance(value, tuple) else tuple(str(value).lower().split(","))
+        if len(parts) > 2 or any(part not in KV_TYPES for part in parts):
+            self.fail(f"'{value}' is not one of {', '.join(KV_TYPES)}, or two of them as q8_0,q4_0", param, ctx)
+        return str(parts[0]) if len(parts) == 1 else (str(parts[0]), str(parts[1]))
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the options say about the engine. prefill None: the program chooses; seed None: a new one each time."""
+
+    model: str | None
+    context: int
+    budget: int | str
+    reserve: int | None
+    method: str
+    prefill: str | None
+    kv_type: str | tuple[str, str]
+    threads: int | None
+    gpu_layers: int
+    seed: int | None
+    unverified: bool
+
+    def evict(self, **changes: Any) -> EvictConfig:
+        """The settings of the cache; raises ConfigError."""
+        chosen: dict[str, Any] = {
+            "budget": self.budget,
+            "reserve": self.reserve,
+            "method": self.method,
+            "unverified": self.unverified,
+        }
+        if self.prefill is not None:
+            chosen["prefill"] = self.prefill
+        if self.seed is not None:
+            chosen["seed"] = self.seed
+        return EvictConfig().with_(**(chosen | changes))
+
+    def load(self, engine_class: Callable[..., Any], *, evict: EvictConfig, n_ctx: int, **callbacks: Any) -> Any:
+        """An engine with these settings. Raises what the engine raises."""
+        extra: dict[str, Any] = dict(callbacks)
+        if self.seed is not None:
+            extra["seed"] = self.seed
+        return engine_class(
+            self.model,
+            n_ctx,
+            evict,
+            kv_type=self.kv_type,
+            n_threads=self.threads,
+            n_gpu_layers=self.gpu_layers,
+            **extra,
+        )
+
+
+def engine_class(ctx: click.Context) -> Callable[..., Any]:
+    """The engine to run: the one handed over as `obj={"engine": ...}`, else `restkv_local.engine.Engine`."""
+    if isinstance(ctx.obj, dict) and "engine" in ctx.obj:
+        given: Callable[..., Any] = ctx.obj["engine"]
+        return given
+    from ..engine import Engine
+
+    return Engine
+
+
+_CONTEXT = click.option(
+    "--context", type=click.IntRange(2, CELLS_MAX), default=DEFAULT_CONTEXT, show_default=True, metavar="POSITIONS",
+    help="Longest text, in positions (tokens).",
+)
+_PREFILL = click.option(
+    "--prefill", type=click.Choice(PREFILLS), default=None,
+    help="How a text longer than the cache is read: scored by its own chunks (stream), by the question (guided), or "
+    "read whole in a full cache and cut once (exact).",
+)
+_SHARED = (
+    click.option("--model", metavar="FILE", default=None, help="A GGUF model. Without it the embedded one answers."),
+    click.option(
+        "--budget", type=Budget(), default=DEFAULT_BUDGET, show_default=True,
+        help="What survives an eviction, in cells; or the bytes of the whole KV cache, as 512MB.",
+    ),
+    click.option(
+        "--reserve", type=click.IntRange(1, CELLS_MAX), default=None, metavar="CELLS",
+        help="Free cells above the budget. Chosen when not given.",
+    ),
+    click.option(
+        "--method", type=click.Choice(METHODS), default=EvictConfig.method, show_default=True,
+        help="How cells are scored. full: an ordinary cache that never evicts.",
+    ),
+    click.option(
+        "--kv-type", type=KvType(), default=KV_TYPES[0], show_default=True,
+        help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given."),
+    click.option(
+        "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True,
+        help="Layers that run on the GPU; -1: all.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, _SEED_MAX), default=None,
+        help="Seed of sampling and of method random, for answers that repeat.",
+    ),
+    click.option("--unverified", is_flag=True, help="Evict a model family that was not checked against the reference."),
+)
+
+
+def engine_options(*, context: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the shared options; the function gets them as one `settings` argument. context False: the command has its
+    own option for lengths and no choice of the prefill."""
+    options = (_CONTEXT, _PREFILL, *_SHARED) if context else _SHARED
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def collected(*args: Any, **values: Any) -> Any:
+            names = EngineSettings.__dataclass_fields__
+            chosen = {name: values.pop(name) for name in list(values) if name in names}
+            if not context:
+                chosen |= {"context": DEFAULT_CONTEXT, "prefill": None}
+            return function(*args, settings=EngineSettings(**chosen), **values)
+
+        wrapped: Callable[..., Any] = collected
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate

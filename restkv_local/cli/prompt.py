@@ -1,0 +1,109 @@
+"""The input line: editing, history, completion, several lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from platformdirs import user_state_dir
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import create_output
+
+FENCE = '"""'
+
+
+def history_path() -> Path:
+    """Where the questions of former conversations are kept."""
+    return Path(user_state_dir("restkv-local", appauthor=False)) / "history"
+
+
+def is_open(text: str) -> bool:
+    """Whether Enter should add a line: a backslash ends the text, or a fence is not closed."""
+    return text.count(FENCE) % 2 == 1 or text.endswith("\\")
+
+
+def joined(text: str) -> str:
+    """The message that was meant: no fences, and no backslash before a line's end outside of them."""
+    parts = text.split(FENCE)
+    parts[::2] = [part.replace("\\\n", "\n") for part in parts[::2]]
+    return "".join(parts).strip()
+
+
+class _Commands(Completer):
+    """Completes commands, and paths behind those that take one."""
+
+    def __init__(self, summaries: Mapping[str, str], with_path: Iterable[str]) -> None:
+        self._summaries, self._with_path = summaries, tuple(with_path)
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        text = document.text_before_cursor
+        name, space, rest = text.partition(" ")
+        if not text.startswith("/") or "\n" in text:
+            return
+        if space and name in self._with_path:
+            yield from self._paths.get_completions(Document(rest.lstrip()), complete_event)
+        elif not space:
+            for command, summary in self._summaries.items():
+                if command.startswith(name):
+                    yield Completion(command, start_position=-len(name), display_meta=summary)
+
+
+class Prompt:
+    """Reads messages from the terminal; draws on standard error, so that standard output holds answers only."""
+
+    def __init__(self, summaries: Mapping[str, str], with_path: Iterable[str], warn: Callable[[str], None]) -> None:
+        self._session: PromptSession[str] = PromptSession(
+            history=_history(warn),
+            completer=_Commands(summaries, with_path),
+            complete_while_typing=False,
+            key_bindings=_keys(),
+            multiline=True,
+            prompt_continuation=lambda width, number, wrapped: "." * (width - 1) + " ",
+            output=create_output(stdout=sys.stderr),
+        )
+
+    def read(self) -> str:
+        """One message. Raises EOFError for Ctrl-D on an empty line and KeyboardInterrupt for Ctrl-C."""
+        return joined(self._session.prompt("> "))
+
+    @property
+    def had_text(self) -> bool:
+        """Whether the line held something when Ctrl-C came."""
+        return bool(self._session.default_buffer.text.strip())
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if is_open(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+def _history(warn: Callable[[str], None]) -> History:
+    path = history_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Questions can be private: the file is the user's alone.
+        os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+    except OSError as error:
+        warn(f"no history file at {path} ({error.strerror}); the history ends with the program")
+        return InMemoryHistory()
+    return FileHistory(str(path))

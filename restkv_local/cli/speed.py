@@ -1,0 +1,291 @@
+"""What `restkv-bench speed` measures."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .._version import __version__
+from ..config import CELL_PAD
+from ..errors import RestkvError
+from ..machine import free_memory, size
+from .memory import peak_rss_bytes
+from .options import EngineSettings
+from .stock import StockCache
+from .text import prose_tokens
+
+STOCK_PREFILLS = ("auto", "sampled", "full")
+STOCK_FILLS = ("synthetic", "real")
+# Up to here the stock prefill is read whole when nothing else is asked.
+FULL_MAX = 16384
+# Batches that a sampled stock prefill reads, spread evenly over the text.
+_SAMPLES = 5
+_WARM_UP = 64
+
+Engine = Any
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """contexts: text lengths in tokens; decode_tokens: steps per measurement; pairs: repetitions of A B."""
+
+    contexts: tuple[int, ...]
+    decode_tokens: int
+    pairs: int
+    prefill_limit: int | None
+    stock_prefill: str
+    stock_fill: str
+
+
+@dataclass
+class _Pair:
+    """Figures of one pair. Times in milliseconds per token and tokens per second."""
+
+    decode_ms: float
+    prefill_tokens_per_s: float
+    evict_share: float
+    stock_decode_ms: float | None = None
+    stock_prefill_tokens_per_s: float | None = None
+
+    def figures(self) -> dict[str, float | None]:
+        """All figures with the ratios; above 1 the evicting cache is faster."""
+        stock_ms, stock_speed = self.stock_decode_ms, self.stock_prefill_tokens_per_s
+        return {
+            **asdict(self),
+            "decode_ratio": None if stock_ms is None else stock_ms / self.decode_ms,
+            "prefill_ratio": None if stock_speed is None else self.prefill_tokens_per_s / stock_speed,
+        }
+
+
+def measure(
+    settings: EngineSettings, speed: SpeedSettings, engine_class: Callable[..., Any], say: Say
+) -> dict[str, Any]:
+    """Rows per context, with the device, versions, settings and date. `say` gets a line per step."""
+    rows = [_row(settings, speed, context, engine_class, say) for context in speed.contexts]
+    return {
+        "rows": rows,
+        "device": _device(),
+        "versions": _versions(),
+        "settings": {**asdict(settings), **asdict(speed), **_common(rows)},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def measure_peak(settings: EngineSettings, n_tokens: int, engine_class: Callable[..., Any]) -> dict[str, Any]:
+    """Read `n_tokens` tokens in this process; its peak resident memory in bytes."""
+    engine = settings.load(engine_class, evict=settings.evict(), n_ctx=settings.context)
+    engine.eval(prose_tokens(n_tokens, engine.tokenize))
+    engine.close()
+    return {"peak_rss_bytes": peak_rss_bytes(), "tokens": n_tokens}
+
+
+def _row(
+    settings: EngineSettings, speed: SpeedSettings, context: int, engine_class: Callable[..., Any], say: Say
+) -> dict[str, Any]:
+    notes: list[str] = []
+    limit = context if speed.prefill_limit is None else min(context, speed.prefill_limit)
+    if limit < context:
+        notes.append(f"the evicting cache read {limit:,} of {context:,} tokens (--prefill-limit)")
+    n_ctx = _padded(context + 2 * speed.decode_tokens + _WARM_UP)
+    say(f"{context:,} tokens: peak memory, in a process of its own")
+    peak = _peak_of_child(settings, n_ctx, limit)
+    evicted: list[float] = []
+    engine = settings.load(
+        engine_class, evict=settings.evict(), n_ctx=n_ctx, on_evict=lambda event: evicted.append(event.seconds)
+    )
+    stock = None
+    try:
+        tokens = prose_tokens(n_ctx, engine.tokenize)
+        report = engine.report()
+        row: dict[str, Any] = {
+            "context": context,
+            "model": report.model,
+            "backend": report.backend,
+            "n_threads": engine.n_threads,
+            "n_threads_batch": engine.n_threads_batch,
+            "n_batch": engine.n_batch,
+            "budget": report.budget,
+            "capacity": report.capacity,
+            "kv_bytes": report.kv_bytes,
+        }
+        stock = _stock(engine, n_ctx, report, notes)
+        sampled = speed.stock_prefill == "sampled" or (speed.stock_prefill == "auto" and context > FULL_MAX)
+        fill = "real" if not sampled else speed.stock_fill
+        if stock is not None and sampled:
+            notes.append(
+                f"stock prefill: {len(sample_starts(context, stock.n_batch))} batches of {stock.n_batch} real tokens "
+                "read at even depths, times integrated"
+            )
+        pairs = []
+        for number in range(speed.pairs):
+            say(f"{context:,} tokens: pair {number + 1} of {speed.pairs}")
+            pairs.append(_pair(engine, stock, tokens, context, limit, speed, sampled, fill, evicted))
+        row |= _summary([pair.figures() for pair in pairs])
+        row |= {name: peak["peak_rss_bytes"] for name in ("peak_rss_bytes", "peak_rss_bytes_min", "peak_rss_bytes_max")}
+        row |= {
+            "evictions": engine.report().n_evictions,
+            "stock_fill": None if stock is None else fill,
+            "stock_prefill": None if stock is None else "sampled" if sampled else "full",
+            "notes": notes,
+        }
+        return row
+    finally:
+        if stock is not None:
+            stock.close()
+        engine.close()
+
+
+def _pair(
+    engine: Engine,
+    stock: StockCache | None,
+    tokens: Sequence[int],
+    context: int,
+    limit: int,
+    speed: SpeedSettings,
+    sampled: bool,
+    fill: str,
+    evicted: list[float],
+) -> _Pair:
+    """Evicting then stock: the prefill of both, then the decode of both."""
+    n = speed.decode_tokens
+    engine.reset()
+    engine.eval(tokens[:_WARM_UP])
+    engine.reset()
+    evicted.clear()
+    start = time.perf_counter()
+    engine.eval(tokens[:limit])
+    seconds = time.perf_counter() - start
+    share = sum(evicted) / seconds
+    stock_seconds = None
+    if stock is not None:
+        stock.clear()
+        stock.read(tokens[:_WARM_UP])
+        stock.clear()
+        if sampled:
+            stock_seconds = _sampled_prefill(stock, tokens, context, fill)
+        else:
+            stock_seconds = stock.read(tokens[:context])
+    answer = tokens[context : context + n]
+    start = time.perf_counter()
+    for token in answer:
+        engine.eval([token])
+    decode_ms = (time.perf_counter() - start) / n * 1000
+    pair = _Pair(decode_ms, limit / seconds, share)
+    if stock is not None and stock_seconds is not None:
+        pair.stock_decode_ms = stock.read_one_by_one(answer) / n * 1000
+        pair.stock_prefill_tokens_per_s = context / stock_seconds
+    return pair
+
+
+def _sampled_prefill(stock: StockCache, tokens: Sequence[int], context: int, fill: str) -> float:
+    """Seconds that a prefill of `context` tokens takes, from one batch at each depth; leaves the cache full.
+
+    A batch at depth n costs a constant and a part that grows with n; the trapezoidal rule is exact for that.
+    """
+    n_batch = stock.n_batch
+    starts = sample_starts(context, n_batch)
+    if len(starts) < 2:
+        return stock.read(tokens[:context])
+    per_token: list[float] = []
+    for first in starts:
+        if fill == "synthetic":
+            stock.fill(first, tokens)
+        else:
+            stock.read(tokens[stock.n_tokens : first])
+        per_token.append(stock.read(tokens[first : first + n_batch]) / n_batch)
+    return mean_over(starts, per_token) * context
+
+
+def sample_starts(context: int, n_batch: int) -> list[int]:
+    """First tokens of batches that do not overlap, the first at 0 and the last at the end of the text."""
+    n = min(_SAMPLES, context // n_batch)
+    return [round((context - n_batch) * i / (n - 1)) for i in range(n)] if n > 1 else [0]
+
+
+def mean_over(places: Sequence[int], values: Sequence[float]) -> float:
+    """Mean of a curve through these points, by the trapezoidal rule."""
+    points = list(zip(places, values, strict=True))
+    area = sum((right - left) * (a + b) / 2 for (left, a), (right, b) in zip(points, points[1:], strict=False))
+    return area / (places[-1] - places[0])
+
+
+def _stock(engine: Engine, n_ctx: int, report: Any, notes: list[str]) -> StockCache | None:
+    """The full cache beside the engine; None, with a note, when memory does not hold it."""
+    needed = report.kv_bytes // report.capacity * n_ctx
+    available = free_memory()
+    if available is not None and needed > available:
+        notes.append(f"no stock figures: its cache needs {size(needed)}, {size(available)} are free")
+        return None
+    params = engine.context_params
+    return StockCache(
+        engine.model, n_ctx,
+        n_batch=engine.n_batch, n_threads=engine.n_threads, n_threads_batch=engine.n_threads_batch,
+        type_k=params.type_k, type_v=params.type_v,
+    )
+
+
+def _peak_of_child(settings: EngineSettings, n_ctx: int, n_tokens: int) -> dict[str, Any]:
+    """Run `_peak` in a fresh process, because this one holds the stock cache as well."""
+    kv_type = settings.kv_type if isinstance(settings.kv_type, str) else ",".join(settings.kv_type)
+    arguments = [
+        sys.executable, "-m", "restkv_local.cli.bench", "_peak",
+        "--tokens", str(n_tokens), "--context", str(n_ctx), "--budget", str(settings.budget),
+        "--method", settings.method, "--kv-type", kv_type, "--gpu-layers", str(settings.gpu_layers),
+    ]
+    for name in ("model", "reserve", "threads", "seed"):
+        if (value := getattr(settings, name)) is not None:
+            arguments += [f"--{name}", str(value)]
+    if settings.unverified:
+        arguments.append("--unverified")
+    child = subprocess.run(arguments, capture_output=True, text=True, env=os.environ, check=False)
+    if child.returncode:
+        reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+        raise RestkvError(f"the memory measurement failed: {reason[0]}")
+    result: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
+    return result
+
+
+def _summary(pairs: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """Per figure the median of the pairs, with `_min` and `_max`."""
+    row: dict[str, float | None] = {}
+    for name in pairs[0]:
+        values = [value for pair in pairs if (value := pair[name]) is not None]
+        row[name] = statistics.median(values) if values else None
+        row[f"{name}_min"] = min(values) if values else None
+        row[f"{name}_max"] = max(values) if values else None
+    return row
+
+
+def _padded(n: int) -> int:
+    return (n + CELL_PAD - 1) // CELL_PAD * CELL_PAD
+
+
+def _common(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is the same in every row."""
+    names = ("model", "backend", "n_threads", "n_threads_batch", "n_batch", "budget", "capacity")
+    return {name: rows[0][name] for name in names} if rows else {}
+
+
+def _device() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as cpuinfo:
+            names = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def _versions() -> dict[str, str]:
+    import llama_cpp
+
+    return {"restkv_local": __version__, "llama_cpp": llama_cpp.__version__, "python": platform.python_version()}

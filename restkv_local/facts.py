@@ -1,0 +1,146 @@
+"""What the native side tells of a context: cells, positions, evictions."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import native
+from .binding import LIBRARY, c
+from .errors import ConfigError
+from .plan import MemoryPlan
+from .report import Eviction, Report, Turn
+
+EVENTS_MAX = 256
+_SECOND = 1e-6  # the native side counts microseconds
+
+
+class Facts:
+    """Reads restkv_stats and restkv_events of one context. A context that never evicts (method "full") has none of
+    them and gets the figures of its plan."""
+
+    def __init__(self, ctx: Any, plan: MemoryPlan) -> None:
+        self._ctx = ctx
+        self._plan = plan
+        self._memory = c.llama_get_memory(ctx)
+        self._next_id = 0
+        self._seen: tuple[native.Stats | None, int] = (None, 0)
+        self._evictions: deque[Eviction] = deque(maxlen=EVENTS_MAX)
+        self.evict_seconds = 0.0
+
+    @property
+    def positions(self) -> int:
+        """Position of the next token."""
+        return int(c.llama_memory_seq_pos_max(self._memory, 0)) + 1
+
+    @property
+    def cells(self) -> int:
+        """Cells in use, per layer and KV head."""
+        stats = self._stats()
+        return self.positions if stats is None else int(stats.n_cells)
+
+    @property
+    def position_exact(self) -> int:
+        """The cache can be cut at this position and after it."""
+        stats = self._stats()
+        return 0 if stats is None else int(stats.pos_exact)
+
+    @property
+    def n_evictions(self) -> int:
+        stats = self._stats()
+        return 0 if stats is None else int(stats.n_evictions)
+
+    def look(self) -> None:
+        """Take the figures that `report` gives, at a moment when no other thread uses the context."""
+        self._seen = self._stats(), self.positions
+
+    def collect(self) -> list[Eviction]:
+        """Evictions since the last call, oldest first (at most the last 256)."""
+        self.look()
+        n = self.n_evictions
+        if n <= self._next_id:
+            return []
+        events = (native.Event * EVENTS_MAX)()
+        count = LIBRARY.restkv_get_events(self._ctx, events, EVENTS_MAX)
+        # by number, not by id: a loaded state counts its own evictions on
+        new = [_eviction(event) for event in events[max(0, count - (n - self._next_id)) : count]]
+        self._next_id = n
+        self._evictions.extend(new)
+        self.evict_seconds += sum(eviction.seconds for eviction in new)
+        return new
+
+    def forget(self) -> None:
+        """After a state was loaded: the evictions of its past are not news, and ours are not in its count."""
+        self._next_id = self.n_evictions
+        self._evictions.clear()
+
+    def kept(self, layer: int, head: int) -> npt.NDArray[np.int32]:
+        """Positions that a KV head of a layer holds, ascending. Raises ConfigError for another layer or head."""
+        if layer < 0 or head < 0:
+            raise ConfigError(f"layer and head count from 0; got {layer} and {head}")
+        if self._stats() is None:
+            return np.arange(self.positions, dtype=np.int32)
+        out = np.empty(self.cells, dtype=np.int32)
+        n = LIBRARY.restkv_kept(self._ctx, layer, head, out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), len(out))
+        if n < 0:
+            raise ConfigError(LIBRARY.restkv_last_error().decode("utf-8", "replace"))
+        return out[:n]
+
+    def report(self, turn: Turn, notices: list[str]) -> Report:
+        """The report, as `look` saw it last; see Report for its fields."""
+        plan, (stats, positions) = self._plan, self._seen
+        last = self._evictions[-1] if self._evictions else None
+        return Report(
+            model=plan.model.name,
+            arch=plan.arch,
+            method=plan.method,
+            prefill=plan.prefill,
+            backend="none" if stats is None else "cpu-host-copy" if last and last.layers_host else "cpu-fused",
+            context=plan.context,
+            budget=plan.budget,
+            reserve=plan.reserve,
+            capacity=plan.capacity,
+            window=plan.window,
+            kv_bytes=plan.kv_bytes if stats is None else stats.bytes_kv,
+            ring_bytes=0 if stats is None else stats.bytes_ring,
+            table_bytes=0 if stats is None else stats.bytes_table,
+            wo_bytes=0 if stats is None else stats.bytes_wo,
+            positions=positions,
+            cells=positions if stats is None else stats.n_cells,
+            n_evictions=0 if stats is None else stats.n_evictions,
+            evictions=list(self._evictions),
+            notices=list(notices),
+            **vars(turn),
+        )
+
+    def _stats(self) -> native.Stats | None:
+        if self._plan.method == "full":
+            return None
+        stats = native.Stats()
+        native.check(LIBRARY.restkv_get_stats(self._ctx, ctypes.byref(stats)))
+        return stats
+
+
+def _eviction(event: native.Event) -> Eviction:
+    return Eviction(
+        id=event.id,
+        position=event.pos_next,
+        guide=event.n_guide,
+        cells_before=event.n_cells,
+        cells_after=event.n_kept,
+        layers=event.n_layer,
+        layers_host=event.n_layer_host,
+        rows=event.n_rows,
+        threads=event.n_threads,
+        bytes_moved=event.bytes_moved,
+        seconds=event.us_total * _SECOND,
+        attend_seconds=event.us_attend * _SECOND,
+        score_seconds=event.us_score * _SECOND,
+        smooth_seconds=event.us_smooth * _SECOND,
+        select_seconds=event.us_select * _SECOND,
+        compact_seconds=event.us_compact * _SECOND,
+    )

@@ -1,0 +1,116 @@
+"""An engine for tests of the command lines: answers from the prompt, with the timing and the callbacks of a real one.
+
+Run as a program it is restkv-chat on this engine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from restkv_local.config import EvictConfig
+from restkv_local.errors import Cancelled, ContextOverflow
+from restkv_local.report import Report
+
+# The longest wait of a step; small, so that a cancel is seen at once.
+_STEP = 0.02
+
+
+class FakeEngine:
+    """Reads words as tokens. "slow" in a question makes reading slow, "long" makes the answer long.
+
+    instances: every engine made, for tests in the same process.
+    """
+
+    instances: list[FakeEngine] = []
+    capacity = 64
+
+    def __init__(
+        self,
+        model_path: str | None = None,
+        n_ctx: int = 4096,
+        evict: EvictConfig | None = None,
+        *,
+        kv_type: Any = "f16",
+        on_progress: Callable[[int, int], None] | None = None,
+        on_evict: Callable[[Any], None] | None = None,
+        on_notice: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        if model_path == "broken.gguf":
+            raise ValueError("Failed to load model from file: broken.gguf")
+        self.model, self.n_ctx, self.evict = model_path, n_ctx, evict or EvictConfig()
+        self.options = {"kv_type": kv_type, **options}
+        self.guide: str | None = None
+        self.requests: list[dict[str, Any]] = []
+        self.guides: list[str | None] = []
+        self.closed = False
+        self._cancel = threading.Event()
+        self._progress = on_progress or (lambda done, total: None)
+        self._figures = {"positions": 0, "n_evictions": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        if on_notice:
+            on_notice("a notice of the engine")
+        FakeEngine.instances.append(self)
+
+    def cancel(self) -> None:
+        self._cancel.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _step(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self._cancel.wait(_STEP):
+                raise Cancelled("stopped")
+
+    def create_chat_completion(
+        self, messages: list[dict[str, str]], stream: bool = False, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        assert stream
+        self._cancel.clear()
+        self.requests.append({"messages": [dict(message) for message in messages], **options})
+        self.guides.append(self.guide)
+        question = messages[-1]["content"]
+        words = sum(len(message["content"].split()) for message in messages)
+        if words > self.n_ctx:
+            raise ContextOverflow(f"the text takes {words} positions but the context has {self.n_ctx}")
+        self._progress(0, words)
+        for done in range(0, words, max(1, words // 20)):
+            self._step(0.5 if "slow" in question else 0)
+            self._progress(done, words)
+        self._progress(words, words)
+        evictions = words // self.capacity
+        reply = ["I", " heard:", " ", question.split("\n")[-1]] + [" and"] * (1000 if "long" in question else 0)
+        self._figures |= {"prompt_tokens": words, "completion_tokens": 0, "positions": words}
+        self._figures["n_evictions"] += evictions
+        yield _chunk({"role": "assistant"})
+        for piece in reply:
+            self._step(0.05 if "long" in question else 0)
+            self._figures["completion_tokens"] += 1
+            self._figures["positions"] += 1
+            yield _chunk({"content": piece})
+        yield _chunk({}, "stop")
+
+    def report(self) -> Report:
+        return Report(
+            model=self.model or "embedded", arch="fake", method=self.evict.method, prefill=self.evict.prefill,
+            prefill_used="none", backend="fake", context=self.n_ctx, budget=48, reserve=16, capacity=self.capacity,
+            window=32, kv_bytes=6400, ring_bytes=1, table_bytes=2, wo_bytes=3, cells=32, evictions=[],
+            reused_tokens=0, reevaluated=None, prefill_seconds=0.5, evict_seconds=0.1, decode_seconds=0.25,
+            notices=[], **self._figures,
+        )  # fmt: skip
+
+
+def _chunk(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+if __name__ == "__main__":
+    from restkv_local.cli.chat import main
+
+    os.environ.pop("RESTKV_RAISE", None)
+    main(obj={"engine": FakeEngine})
