@@ -32,6 +32,7 @@ try:
 except LibraryError as error:
     pytest.skip(f"no patched library: {error}", allow_module_level=True)
 
+# Engines here run on one thread: two would wait for each other at every operation when the machine is busy.
 SMALL = EvictConfig(budget=96, reserve=160)
 TEXT = (
     "The harbour of Lindau lies on the southern shore. Ships bring salt, wool and timber from the mountains. "
@@ -43,7 +44,7 @@ TEXT = (
 @pytest.fixture(scope="module")
 def engine(smollm2: Path) -> Iterator[Engine]:
     """One small engine for many tests; each begins with an empty cache."""
-    made = Engine(smollm2, n_ctx=2048, evict=SMALL)
+    made = Engine(smollm2, n_threads=1, n_ctx=2048, evict=SMALL)
     yield made
     made.close()
 
@@ -80,7 +81,7 @@ def test_budget_above_the_prompt_is_bit_identical_to_the_full_cache(
 ) -> None:
     rows, answers = [], []
     for evict in (EvictConfig(method="full"), EvictConfig(budget=512), EvictConfig(budget=512, prefill="guided")):
-        made = Engine(smollm2, n_ctx=4096, evict=evict, kv_type=kv_type, n_threads=1)
+        made = Engine(smollm2, n_threads=1, n_ctx=4096, evict=evict, kv_type=kv_type)
         answers.append(answer(made, tokens[:300], 8))
         rows.append(logits(made))
         assert made.report().n_evictions == 0 and made.report().prefill_used == "none"
@@ -128,7 +129,7 @@ def test_kept_positions(small: Engine, tokens: list[int]) -> None:
 def test_batches_do_not_change_an_exact_prefill(smollm2: Path, tokens: list[int]) -> None:
     kept = []
     for n_batch in (512, 97):
-        made = Engine(smollm2, n_ctx=1024, evict=SMALL.with_(prefill="exact"), n_batch=n_batch)
+        made = Engine(smollm2, n_threads=1, n_ctx=1024, evict=SMALL.with_(prefill="exact"), n_batch=n_batch)
         made.eval(tokens[:600])
         report = made.report()
         assert (report.n_evictions, report.cells, report.capacity) == (1, 96, 1024)
@@ -140,7 +141,7 @@ def test_batches_do_not_change_an_exact_prefill(smollm2: Path, tokens: list[int]
 
 
 def test_exact_evicts_while_answering(smollm2: Path, tokens: list[int]) -> None:
-    made = Engine(smollm2, n_ctx=1024, evict=EvictConfig(budget=96, reserve=40, prefill="exact"))
+    made = Engine(smollm2, n_threads=1, n_ctx=1024, evict=EvictConfig(budget=96, reserve=40, prefill="exact"))
     answer(made, tokens[:300], 100)
     report = made.report()
     assert report.n_evictions == 1 + 99 // 40
@@ -149,7 +150,7 @@ def test_exact_evicts_while_answering(smollm2: Path, tokens: list[int]) -> None:
 
 
 def test_guide_is_dropped_again(smollm2: Path, tokens: list[int]) -> None:
-    made = Engine(smollm2, n_ctx=1024, evict=SMALL.with_(prefill="guided"))
+    made = Engine(smollm2, n_threads=1, n_ctx=1024, evict=SMALL.with_(prefill="guided"))
     made.guide = "What does the keeper of the lighthouse write?"
     n_guide = len(made.tokenize(made.guide.encode(), add_bos=False))
     made.eval(tokens[:700])
@@ -169,7 +170,7 @@ def test_guide_is_dropped_again(smollm2: Path, tokens: list[int]) -> None:
 
 def test_guide_comes_from_the_chat(smollm2: Path) -> None:
     question = "Who writes the weather into a book?"
-    made = Engine(smollm2, n_ctx=2048, evict=EvictConfig(budget=96, reserve=232, prefill="guided"))
+    made = Engine(smollm2, n_threads=1, n_ctx=2048, evict=EvictConfig(budget=96, reserve=232, prefill="guided"))
     made.create_chat_completion(
         [{"role": "system", "content": TEXT[:1500]}, {"role": "user", "content": question}], max_tokens=2
     )
@@ -325,7 +326,7 @@ def test_cancel_in_a_prefill_then_continue(small: Engine, tokens: list[int]) -> 
 
 
 def test_cancel_from_another_thread_stops_within_a_ubatch(smollm2: Path, tokens: list[int]) -> None:
-    made = Engine(smollm2, n_ctx=4096, evict=EvictConfig(budget=1024), n_batch=512, n_threads=1)
+    made = Engine(smollm2, n_threads=1, n_ctx=4096, evict=EvictConfig(budget=1024), n_batch=512)
     started = threading.Event()
     made.on_progress = lambda done, total: started.set()
     stopped = []
@@ -412,11 +413,11 @@ def test_own_unfinished_stream_is_an_error_not_a_deadlock(
 @pytest.mark.parametrize("prefill", ["stream", "exact"])
 def test_state_in_the_middle_gives_the_same_tokens(smollm2: Path, tokens: list[int], prefill: str) -> None:
     evict = SMALL.with_(prefill=prefill)
-    first = Engine(smollm2, n_ctx=2048, evict=evict)
+    first = Engine(smollm2, n_threads=1, n_ctx=2048, evict=evict)
     first.eval(tokens[:500])
     state = pickle.loads(pickle.dumps(first.save_state()))
     expected = answer(first, tokens[:500], 150)  # evicts again on the way
-    second = Engine(smollm2, n_ctx=2048, evict=evict)
+    second = Engine(smollm2, n_threads=1, n_ctx=2048, evict=evict)
     for made in (first, second):
         made.eval(tokens[:40])
         made.load_state(state)
@@ -429,7 +430,7 @@ def test_state_in_the_middle_gives_the_same_tokens(smollm2: Path, tokens: list[i
 
 
 def test_state_of_another_cache_is_refused(small: Engine, smollm2: Path, tokens: list[int]) -> None:
-    made = Engine(smollm2, n_ctx=2048, evict=EvictConfig(budget=128, reserve=128))
+    made = Engine(smollm2, n_threads=1, n_ctx=2048, evict=EvictConfig(budget=128, reserve=128))
     made.eval(tokens[:200])
     state = made.save_state()
     made.close()
@@ -495,7 +496,7 @@ def test_logprobs_of_an_answer(small: Engine, tokens: list[int]) -> None:
     logprobs = result["choices"][0]["logprobs"]
     assert len(logprobs["token_logprobs"]) == 4
     small.reset()
-    said = []
+    said: list[int] = []
     for token in small.generate(prompt, temp=0.0):
         row = logits(small).astype(np.float64)
         expected = row[token] - row.max() - np.log(np.exp(row - row.max()).sum())
@@ -525,7 +526,7 @@ def test_stopping_criteria_see_the_last_logits(small: Engine, tokens: list[int])
 
 
 def test_loading_and_answering_print_nothing(smollm2: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    made = Engine(smollm2, n_ctx=512, evict=EvictConfig(budget=64, reserve=64))
+    made = Engine(smollm2, n_threads=1, n_ctx=512, evict=EvictConfig(budget=64, reserve=64))
     made.create_completion(TEXT[:1200], max_tokens=2)
     with pytest.raises(ContextOverflow):
         made.create_completion(TEXT)
@@ -542,7 +543,7 @@ def test_file_descriptors_stay_where_they_are(smollm2: Path, monkeypatch: pytest
 
     with monkeypatch.context() as patch:  # the test runner itself redirects between tests
         patch.setattr(os, "dup2", redirect)
-        Engine(smollm2, n_ctx=512, evict=EvictConfig(method="full")).close()
+        Engine(smollm2, n_threads=1, n_ctx=512, evict=EvictConfig(method="full")).close()
 
 
 def test_no_large_batch_and_no_score_array(small: Engine) -> None:
@@ -564,7 +565,7 @@ def test_stock_llama_is_untouched(small: Engine, smollm2: Path) -> None:
 def test_two_engines_do_not_meet(small: Engine, smollm2: Path, tokens: list[int]) -> None:
     expected = answer(small, tokens[:300], 6)
     small.reset()
-    other = Engine(smollm2, n_ctx=1024, evict=EvictConfig(budget=64, reserve=96, method="snapkv"))
+    other = Engine(smollm2, n_threads=1, n_ctx=1024, evict=EvictConfig(budget=64, reserve=96, method="snapkv"))
     said: list[list[int]] = []
     threads = [
         threading.Thread(target=lambda: answer(other, tokens[:200], 6)),
@@ -580,7 +581,7 @@ def test_two_engines_do_not_meet(small: Engine, smollm2: Path, tokens: list[int]
 
 
 def test_closed_engine_says_so(smollm2: Path, tokens: list[int]) -> None:
-    made = Engine(smollm2, n_ctx=512, evict=EvictConfig(budget=64, reserve=64))
+    made = Engine(smollm2, n_threads=1, n_ctx=512, evict=EvictConfig(budget=64, reserve=64))
     stream = made.generate(tokens[:20], temp=0.0)
     next(stream)
     made.close()

@@ -59,8 +59,8 @@ static void open(session & s, llama_model * model, const char * path, const rest
     p.n_ctx                = 4096;
     p.n_batch              = 32;
     p.n_ubatch             = 16;
-    p.n_threads            = 2;
-    p.n_threads_batch      = 2;
+    p.n_threads            = 1;
+    p.n_threads_batch      = 1;
     p.type_k               = type;
     p.type_v               = type;
     p.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;

@@ -125,10 +125,12 @@ static void test_softmax(const restkv_kernels & k, uint32_t n) {
     for (uint32_t j = 0; j < n; ++j) {
         const double e = std::exp((double) before[j] - before[top]);
         exact += j == top ? 0.0 : e;
-        right = right && std::fabs(z[j] - e) <= 3e-7 * e + 2e-38;
+        // the difference of two floats is rounded before exp sees it
+        const double tolerance = 3e-7 + 1.2e-7 * (before[top] - before[j]);
+        right                  = right && std::fabs(z[j] - e) <= tolerance * e + 2e-38;
     }
     CHECK(right);
-    CHECK(std::fabs(rest - exact) <= 1e-6 * exact + 1e-36);
+    CHECK(std::fabs(rest - exact) <= 1e-5 * exact + 1e-36);
 }
 
 static void test_top_pos_sum(const restkv_kernels & k, uint32_t n, bool ties) {
