@@ -21,7 +21,7 @@ from .config import (
 )
 from .errors import ConfigError, ModelError
 
-# Families whose attention, as it is scored, was checked against the reference (tests/test_families.py).
+# Families whose attention, as it is scored, was checked against the reference (tests/test_parity.py).
 VERIFIED = (
     "llama",
     "qwen2",
@@ -32,7 +32,7 @@ VERIFIED = (
     "gemma2",
     "gemma3",
     "phi3",
-    "phimoe",
+    "gpt-oss",
 )
 
 # ggml type numbers of the cache types that rows can be moved in.

@@ -12,6 +12,7 @@ import click
 from .._version import __version__
 from ..config import CELLS_MAX
 from .failure import Command
+from .needle import needle
 from .options import CONTEXT_SETTINGS, EngineSettings, engine_class, engine_options
 from .speed import STOCK_FILLS, STOCK_PREFILLS, SpeedSettings, measure, measure_peak
 from .tables import speed_table
@@ -101,6 +102,9 @@ def speed(
             console.print(f"{row['context']:,}: {note}", style="dim", markup=False)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+main.add_command(needle)
 
 
 @main.command("_peak", hidden=True, cls=Command)
