@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 // One panel of a small cache stays in the second-level cache and is shared by the query heads of a group.
 static constexpr uint32_t PANEL_FLOATS = 256 * 1024;
@@ -12,8 +13,9 @@ static uint32_t panel_cells(uint32_t n_pad, uint32_t d) {
     return std::min(n_pad, n);
 }
 
+// At least a block of the matrix product, at 128K cells too: 8 floats per cell.
 static uint32_t logit_rows(uint32_t n_pad, uint32_t n_rows) {
-    return std::clamp(LOGIT_FLOATS / std::max(n_pad, 1u), 1u, std::max(n_rows, 1u));
+    return std::min(std::max(n_rows, 1u), std::max(8u, LOGIT_FLOATS / n_pad));
 }
 
 restkv_scratch::restkv_scratch(uint32_t n_cells, uint32_t group, uint32_t d_k, uint32_t d_v, uint32_t n_rows) :
@@ -102,6 +104,19 @@ std::vector<float> restkv_row_weights(const restkv_params & params, uint32_t n_r
     return e;
 }
 
+// A broken model or state must not spread: a logit that is no number gets no attention.
+static void drop_non_finite(float * z, uint32_t n) {
+    uint32_t bad = 0;
+    for (uint32_t j = 0; j < n; ++j) {
+        uint32_t bits;
+        memcpy(&bits, z + j, sizeof(bits));
+        bad |= (bits & 0x7fffffffu) >= 0x7f800000u;
+    }
+    for (uint32_t j = 0; bad && j < n; ++j) {
+        z[j] = std::isfinite(z[j]) ? z[j] : -1e30f;
+    }
+}
+
 void restkv_attend(const restkv_view & view, restkv_scratch & s, uint32_t drift_top, restkv_row_sink & sink) {
     const int64_t          t_start = ggml_time_us();
     const restkv_kernels * kernels = restkv_cpu_kernels();
@@ -129,6 +144,7 @@ void restkv_attend(const restkv_view & view, restkv_scratch & s, uint32_t drift_
                 if (n_visible == 0) {
                     continue;
                 }
+                drop_non_finite(z, n_visible);
                 if (view.softcap > 0.0f) {
                     kernels->softcap(z, n_visible, view.softcap);
                 }

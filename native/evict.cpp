@@ -50,6 +50,14 @@ struct evict_plan {
     std::vector<int32_t> row_slots;
 };
 
+// One layer's rows in host memory: the cache itself, or a copy.
+struct layer_data {
+    uint8_t *          k = nullptr;
+    uint8_t *          v = nullptr;
+    std::vector<float> ring;   // [window + 1][n_head * d_k]
+    std::vector<float> sinks;  // [n_head], or empty
+};
+
 std::unique_ptr<llama_memory_context_i> restkv_cache::init_evict(llama_context * lctx) {
     return std::make_unique<evict_context>(*this, lctx);
 }
@@ -73,8 +81,8 @@ restkv_cache::window restkv_cache::rows(llama_pos pos_next, uint32_t n_max) cons
     return w;
 }
 
-void restkv_cache::evict_layer_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan, uint8_t * k,
-                                    uint8_t * v, restkv_scratch & scratch, int32_t * table_out) const {
+void restkv_cache::evict_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
+                              const layer_data & data, restkv_scratch & scratch, int32_t * table_out) const {
     const uint32_t group = layer.n_head / layer.n_head_kv;
 
     std::vector<int32_t> & pos   = scratch.pos;
@@ -82,9 +90,12 @@ void restkv_cache::evict_layer_task(const layer_state & layer, uint32_t head_kv,
     std::copy(table, table + n_table, pos.begin());
     std::copy(plan.tail_pos.begin(), plan.tail_pos.end(), pos.begin() + n_table);
 
+    uint8_t * const k = data.k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
+    uint8_t * const v = data.v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
+
     restkv_view view;
-    view.k        = k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
-    view.v        = v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
+    view.k        = k;
+    view.v        = v;
     view.k_stride = layer.k->nb[1];
     view.v_stride = layer.v->nb[1];
     view.k_type   = layer.k->type;
@@ -98,29 +109,23 @@ void restkv_cache::evict_layer_task(const layer_state & layer, uint32_t head_kv,
     view.d_k      = layer.d_k;
     view.d_v      = layer.d_v;
     view.softcap  = kv.hparams.attn_soft_cap ? kv.hparams.f_attn_logit_softcapping : 0.0f;
+    view.sinks    = data.sinks.empty() ? nullptr : data.sinks.data() + (size_t) head_kv * group;
     view.layer    = layer.il;
     view.head_kv  = head_kv;
     view.wo       = layer.wo.empty() ? nullptr : layer.wo.data() + (size_t) head_kv * group * layer.d_v * layer.d_v;
 
-    std::vector<float> sinks;
     if (method->uses_queries) {
-        const size_t head_bytes = layer.d_k * sizeof(float);
+        float * q = scratch.queries.data();
         for (uint32_t h = 0; h < group; ++h) {
             for (uint32_t i = 0; i < view.n_rows; ++i) {
-                float *      q      = scratch.queries.data() + ((size_t) h * view.n_rows + i) * layer.d_k;
-                const size_t offset = plan.row_slots[i] * layer.ring->nb[1] + (head_kv * group + h) * head_bytes;
-                ggml_backend_tensor_get(layer.ring, q, offset, head_bytes);
+                const float * row = data.ring.data() + (size_t) plan.row_slots[i] * layer.n_head * layer.d_k +
+                                    (size_t) (head_kv * group + h) * layer.d_k;
                 for (uint32_t x = 0; x < layer.d_k; ++x) {
-                    q[x] *= layer.kq_scale;
+                    *q++ = row[x] * layer.kq_scale;
                 }
             }
         }
         view.q = scratch.queries.data();
-        if (layer.sinks) {
-            sinks.resize(group);
-            ggml_backend_tensor_get(layer.sinks, sinks.data(), head_kv * group * sizeof(float), group * sizeof(float));
-            view.sinks = sinks.data();
-        }
     }
 
     // a drift cannot reach one step while all positions lie within one step
@@ -129,19 +134,105 @@ void restkv_cache::evict_layer_task(const layer_state & layer, uint32_t head_kv,
     const uint32_t n_keep = plan.n_kept - plan.n_window;
     restkv_score_head(view, params, drifts ? n_keep : 0, n_keep, scratch);
 
+    // nothing below can fail
     const int64_t t_start = ggml_time_us();
     int32_t *     kept    = scratch.kept.data();
     for (uint32_t i = 0; i < plan.n_window; ++i) {
         kept[n_keep + i] = (int32_t) (plan.n_past + i);
     }
-    restkv_move_rows(const_cast<uint8_t *>(view.k), view.k_stride, ggml_row_size(view.k_type, layer.d_k), kept,
-                     plan.n_kept);
-    restkv_move_rows(const_cast<uint8_t *>(view.v), view.v_stride, ggml_row_size(view.v_type, layer.d_v), kept,
-                     plan.n_kept);
+    restkv_move_rows(k, view.k_stride, ggml_row_size(view.k_type, layer.d_k), kept, plan.n_kept);
+    restkv_move_rows(v, view.v_stride, ggml_row_size(view.v_type, layer.d_v), kept, plan.n_kept);
     for (uint32_t i = 0; i < plan.n_kept; ++i) {
         table_out[i] = pos[kept[i]];
     }
     scratch.times.compact += ggml_time_us() - t_start;
+}
+
+// Score and compact all layers. `moved` is set before the first row moves.
+void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bool & moved) {
+    uint32_t group = 1, d_k = 1, d_v = 1;
+    size_t   n_copy = 0;  // bytes of the largest layer on a device
+
+    std::vector<layer_data>                    data(layers.size());
+    std::vector<std::vector<int32_t>>          tables;
+    std::vector<std::pair<uint32_t, uint32_t>> tasks;  // (layer, KV head) of the layers in host memory
+    std::vector<uint32_t>                      on_device;
+    for (uint32_t l = 0; l < layers.size(); ++l) {
+        const layer_state & layer = layers[l];
+        group                     = std::max(group, layer.n_head / layer.n_head_kv);
+        d_k                       = std::max(d_k, layer.d_k);
+        d_v                       = std::max(d_v, layer.d_v);
+        tables.emplace_back(layer.table.size());
+        if (layer.ring) {
+            data[l].ring.resize(ggml_nelements(layer.ring));
+            ggml_backend_tensor_get(layer.ring, data[l].ring.data(), 0, ggml_nbytes(layer.ring));
+        }
+        if (layer.sinks) {
+            data[l].sinks.resize(layer.n_head);
+            ggml_backend_tensor_get(layer.sinks, data[l].sinks.data(), 0, layer.n_head * sizeof(float));
+        }
+        ggml_backend_buffer_t buffer = layer.k->buffer ? layer.k->buffer : layer.k->view_src->buffer;
+        if (!ggml_backend_buffer_is_host(buffer)) {
+            on_device.push_back(l);
+            n_copy = std::max(n_copy, plan.n_cells * (layer.k->nb[1] + layer.v->nb[1]));
+            continue;
+        }
+        data[l].k = (uint8_t *) layer.k->data;
+        data[l].v = (uint8_t *) layer.v->data;
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            tasks.push_back({ l, h });
+        }
+    }
+
+    uint32_t n_tasks = (uint32_t) tasks.size();
+    for (const uint32_t l : on_device) {
+        n_tasks = std::max(n_tasks, layers[l].n_head_kv);
+    }
+    const uint32_t       n_threads = restkv_threads(params.n_threads, n_tasks);
+    const uint32_t       n_rows    = std::max<uint32_t>((uint32_t) plan.row_pos.size(), 1);
+    std::vector<uint8_t> copy(n_copy);
+
+    std::vector<restkv_scratch> scratch;
+    for (uint32_t t = 0; t < n_threads; ++t) {
+        scratch.emplace_back(plan.n_cells, group, d_k, d_v, n_rows);
+    }
+
+    moved = true;
+    restkv_parallel((uint32_t) tasks.size(), n_threads, [&](uint32_t task, uint32_t thread) {
+        const auto [l, h] = tasks[task];
+        evict_task(layers[l], h, plan, data[l], scratch[thread], tables[l].data() + (size_t) h * params.budget);
+    });
+
+    for (const uint32_t l : on_device) {
+        const layer_state & layer = layers[l];
+        const size_t        n_k   = plan.n_cells * layer.k->nb[1];
+        data[l].k                 = copy.data();
+        data[l].v                 = copy.data() + n_k;
+        ggml_backend_tensor_get(layer.k, data[l].k, 0, n_k);
+        ggml_backend_tensor_get(layer.v, data[l].v, 0, plan.n_cells * layer.v->nb[1]);
+        restkv_parallel(layer.n_head_kv, std::min(n_threads, layer.n_head_kv), [&](uint32_t h, uint32_t thread) {
+            evict_task(layers[l], h, plan, data[l], scratch[thread], tables[l].data() + (size_t) h * params.budget);
+        });
+        ggml_backend_tensor_set(layer.k, data[l].k, 0, plan.n_kept * layer.k->nb[1]);
+        ggml_backend_tensor_set(layer.v, data[l].v, 0, plan.n_kept * layer.v->nb[1]);
+    }
+
+    for (uint32_t l = 0; l < layers.size(); ++l) {
+        layers[l].table = std::move(tables[l]);
+        event.bytes_moved += plan.n_kept * (layers[l].k->nb[1] + layers[l].v->nb[1]);
+    }
+    for (const restkv_scratch & s : scratch) {
+        event.us_attend += s.times.attend / n_threads;
+        event.us_score += s.times.score / n_threads;
+        event.us_smooth += s.times.smooth / n_threads;
+        event.us_select += s.times.select / n_threads;
+        event.us_compact += s.times.compact / n_threads;
+    }
+    event.n_rows       = (uint32_t) plan.row_pos.size();
+    event.n_threads    = n_threads;
+    event.n_layer      = (uint32_t) layers.size();
+    event.n_layer_host = (uint32_t) on_device.size();
+    bytes_scratch      = n_threads * restkv_scratch::bytes(plan.n_cells, group, d_k, d_v, n_rows) + n_copy;
 }
 
 // llama.cpp's table after an eviction: the window keeps its positions; the cells before it, which hold other positions
@@ -161,167 +252,104 @@ void restkv_cache::drop_cells(uint32_t n_keep, llama_pos pos_next) {
     }
 }
 
-// The parts of a model's memory beside the evicting cache: a guide has to go from them too.
-static void drop_guide_elsewhere(llama_memory_i * memory, llama_pos pos_next) {
-    if (auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
-        iswa->get_swa()->seq_rm(0, pos_next, -1);
-    }
-}
-
 restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
-    const llama_kv_cells & cells = kv.v_cells[0];
-    const uint32_t         n     = n_used();
-
-    if (n_guide >= n && n_guide > 0) {
-        return restkv_fail(RESTKV_INVALID, "a guide of " + std::to_string(n_guide) + " tokens with " +
-                                               std::to_string(n) + " cells in use: decode the guide first");
-    }
     llama_memory_i * memory = lctx->get_memory();
-    if (n_guide > 0 &&
-        (dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory))) {
-        return restkv_fail(RESTKV_UNSUPPORTED,
-                           "a model with recurrent layers cannot forget a guide: use prefill=stream");
-    }
-    const uint32_t n_doc = n - n_guide;
-    for (uint32_t i = n_table; i < n; ++i) {
-        if (cells.is_empty(i) || (i > n_table && cells.pos_get(i) != cells.pos_get(i - 1) + 1)) {
-            return restkv_fail(RESTKV_UNSUPPORTED, "positions of the text are missing in the cache: read it again");
-        }
-    }
-    if (n_doc < n_table) {
-        return restkv_fail(RESTKV_INVALID, "the guide reaches back before the last eviction");
-    }
-    const llama_pos pos_next = n_doc > 0 ? pos_of(n_doc - 1) + 1 : 0;
-    if (n_doc <= params.budget) {
-        if (n_guide > 0) {
-            memory->seq_rm(0, pos_next, -1);
-        }
-        return RESTKV_NOTHING;
-    }
+    bool             moved  = false;
+    try {
+        const llama_kv_cells & cells = kv.v_cells[0];
+        const uint32_t         n     = n_used();
+        restkv_fail(RESTKV_OK, "");
 
-    const window w = rows(pos_of(n - 1) + 1, params.window);
-    if (method->uses_queries) {
+        if (n_guide > 0 && n_guide >= n) {
+            return restkv_fail(RESTKV_INVALID, "a guide of " + std::to_string(n_guide) + " tokens with " +
+                                                   std::to_string(n) + " cells in use: decode the guide first");
+        }
+        if (n_guide > 0 &&
+            (dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory))) {
+            return restkv_fail(RESTKV_UNSUPPORTED,
+                               "a model with recurrent layers cannot forget a guide: use prefill=stream");
+        }
+        const uint32_t n_doc = n - n_guide;
+        for (uint32_t i = n_table; i < n; ++i) {
+            if (cells.is_empty(i) || (i > n_table && cells.pos_get(i) != cells.pos_get(i - 1) + 1)) {
+                return restkv_fail(RESTKV_UNSUPPORTED, "positions of the text are missing in the cache: read it again");
+            }
+        }
+        if (n_doc < n_table) {
+            return restkv_fail(RESTKV_INVALID, "the guide reaches back before the last eviction");
+        }
+        const llama_pos pos_next = n_doc > 0 ? pos_of(n_doc - 1) + 1 : 0;
+        const auto      iswa     = n_guide > 0 ? dynamic_cast<llama_kv_cache_iswa *>(memory) : nullptr;
+        if (iswa && !can_cut(kv, *iswa->get_swa(), pos_next)) {
+            return restkv_fail(RESTKV_UNSUPPORTED, "the guide has overwritten cells of the sliding window: use a "
+                                                   "shorter guide or a larger n_ubatch, and read the text again");
+        }
+        if (n_doc <= params.budget) {
+            if (n_guide > 0) {
+                memory->seq_rm(0, pos_next, -1);
+            }
+            return RESTKV_NOTHING;
+        }
+
+        const window w = rows(pos_of(n - 1) + 1, params.window);
         for (const layer_state & layer : layers) {
-            if (!layer.captured || layer.has_bias) {
+            if (method->uses_queries && (!layer.captured || layer.has_bias)) {
                 return restkv_fail(RESTKV_UNSUPPORTED, "layer " + std::to_string(layer.il) +
                                                            " has an attention of its own that leaves no queries: use "
                                                            "method streamingllm");
             }
         }
-        if (w.n_rows == 0) {
-            return restkv_fail(RESTKV_UNSUPPORTED,
-                               "no queries of the last positions are stored: decode two tokens first");
-        }
-    }
-
-    lctx->synchronize();
-    const int64_t t_start = ggml_time_us();
-
-    evict_plan plan;
-    plan.n_cells   = n;
-    plan.n_past    = n_doc - params.window;
-    plan.n_kept    = params.budget;
-    plan.n_window  = params.window;
-    plan.row_pos   = w.pos;
-    plan.row_slots = w.slots;
-    for (uint32_t i = n_table; i < n; ++i) {
-        plan.tail_pos.push_back(pos_of(i));
-    }
-
-    uint32_t n_tasks = 0, group = 1, d_k = 1, d_v = 1;
-    for (const layer_state & layer : layers) {
-        n_tasks += layer.n_head_kv;
-        group = std::max(group, layer.n_head / layer.n_head_kv);
-        d_k   = std::max(d_k, layer.d_k);
-        d_v   = std::max(d_v, layer.d_v);
-    }
-    const uint32_t n_threads = restkv_threads(params.n_threads, n_tasks);
-
-    restkv_event event = {};
-    try {
-        std::vector<restkv_scratch> scratch;
-        for (uint32_t t = 0; t < n_threads; ++t) {
-            scratch.emplace_back(n, group, d_k, d_v, std::max(w.n_rows, 1u));
-        }
-        std::vector<std::vector<int32_t>> tables;
-        for (const layer_state & layer : layers) {
-            tables.emplace_back(layer.table.size());
+        if (method->uses_queries && w.n_rows == 0) {
+            return restkv_fail(RESTKV_UNSUPPORTED, "no queries of the last positions are stored: decode the next "
+                                                   "tokens in pieces that fit the free cells");
         }
 
-        // cells in host memory: all layers at once
-        std::vector<std::pair<uint32_t, uint32_t>> tasks;
-        std::vector<uint32_t>                      on_device;
-        for (uint32_t l = 0; l < layers.size(); ++l) {
-            const ggml_tensor * k = layers[l].k;
-            if (!ggml_backend_buffer_is_host(k->buffer ? k->buffer : k->view_src->buffer)) {
-                on_device.push_back(l);
-                continue;
-            }
-            for (uint32_t h = 0; h < layers[l].n_head_kv; ++h) {
-                tasks.push_back({ l, h });
-            }
-        }
-        restkv_parallel((uint32_t) tasks.size(), n_threads, [&](uint32_t task, uint32_t thread) {
-            const auto [l, h]         = tasks[task];
-            const layer_state & layer = layers[l];
-            evict_layer_task(layer, h, plan, (uint8_t *) layer.k->data, (uint8_t *) layer.v->data, scratch[thread],
-                             tables[l].data() + (size_t) h * params.budget);
-        });
+        lctx->synchronize();
+        const int64_t t_start = ggml_time_us();
 
-        // cells on a device: a copy of one layer at a time
-        std::vector<uint8_t> k, v;
-        for (const uint32_t l : on_device) {
-            const layer_state & layer = layers[l];
-            k.resize(n * layer.k->nb[1]);
-            v.resize(n * layer.v->nb[1]);
-            ggml_backend_tensor_get(layer.k, k.data(), 0, k.size());
-            ggml_backend_tensor_get(layer.v, v.data(), 0, v.size());
-            restkv_parallel(layer.n_head_kv, std::min(n_threads, layer.n_head_kv), [&](uint32_t h, uint32_t thread) {
-                evict_layer_task(layer, h, plan, k.data(), v.data(), scratch[thread],
-                                 tables[l].data() + (size_t) h * params.budget);
-            });
-            ggml_backend_tensor_set(layer.k, k.data(), 0, plan.n_kept * layer.k->nb[1]);
-            ggml_backend_tensor_set(layer.v, v.data(), 0, plan.n_kept * layer.v->nb[1]);
+        evict_plan plan;
+        plan.n_cells   = n;
+        plan.n_past    = n_doc - params.window;
+        plan.n_kept    = params.budget;
+        plan.n_window  = params.window;
+        plan.row_pos   = w.pos;
+        plan.row_slots = w.slots;
+        for (uint32_t i = n_table; i < n; ++i) {
+            plan.tail_pos.push_back(pos_of(i));
         }
 
-        for (uint32_t l = 0; l < layers.size(); ++l) {
-            layers[l].table = std::move(tables[l]);
-            event.bytes_moved += plan.n_kept * (layers[l].k->nb[1] + layers[l].v->nb[1]);
+        restkv_event event = {};
+        evict_cells(plan, event, moved);
+
+        drop_cells(params.budget, pos_next);
+        n_table   = params.budget;
+        pos_exact = pos_next;
+        if (iswa) {
+            iswa->get_swa()->seq_rm(0, pos_next, -1);
         }
-        for (const restkv_scratch & s : scratch) {
-            event.us_attend += s.times.attend / n_threads;
-            event.us_score += s.times.score / n_threads;
-            event.us_smooth += s.times.smooth / n_threads;
-            event.us_select += s.times.select / n_threads;
-            event.us_compact += s.times.compact / n_threads;
+
+        event.id       = n_evictions++;
+        event.pos_next = pos_next;
+        event.n_guide  = n_guide;
+        event.n_cells  = n_doc;
+        event.n_kept   = params.budget;
+        event.us_total = ggml_time_us() - t_start;
+        n_evicted += n_doc - params.budget;
+        event_log.push_back(event);
+        if (event_log.size() > EVENTS_MAX) {
+            event_log.pop_front();
         }
-        event.n_layer_host = (uint32_t) on_device.size();
-        bytes_scratch =
-            n_threads * restkv_scratch::bytes(n, group, d_k, d_v, std::max(w.n_rows, 1u)) + k.size() + v.size();
-    } catch (const std::bad_alloc &) {
+        // what a caller of llama_decode reads when the batch does not fit even now
+        restkv_fail(RESTKV_OK, "a batch must fit the " + std::to_string(params.capacity - params.budget) +
+                                   " cells of the reserve: decode smaller batches");
+        return RESTKV_OK;
+    } catch (const std::exception &) {
+        if (moved) {
+            // some heads are compacted and some are not
+            memory->clear(true);
+            return restkv_fail(RESTKV_NO_MEMORY, "memory ran out during an eviction and the cache was lost: lower the "
+                                                 "budget or the threads and read the text again");
+        }
         return restkv_fail(RESTKV_NO_MEMORY, "not enough memory for an eviction: lower the budget or the threads");
     }
-
-    drop_cells(params.budget, pos_next);
-    n_table   = params.budget;
-    pos_exact = pos_next;
-    if (n_guide > 0) {
-        drop_guide_elsewhere(memory, pos_next);
-    }
-
-    event.id        = n_evictions++;
-    event.pos_next  = pos_next;
-    event.n_guide   = n_guide;
-    event.n_cells   = n_doc;
-    event.n_kept    = params.budget;
-    event.n_layer   = (uint32_t) layers.size();
-    event.n_rows    = w.n_rows;
-    event.n_threads = n_threads;
-    event.us_total  = ggml_time_us() - t_start;
-    n_evicted += n_doc - params.budget;
-    event_log.push_back(event);
-    if (event_log.size() > EVENTS_MAX) {
-        event_log.pop_front();
-    }
-    return RESTKV_OK;
 }

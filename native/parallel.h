@@ -1,11 +1,14 @@
-// Run tasks 0 .. n-1 on n_threads threads; each thread gets its index. No task may throw.
+// Run tasks 0 .. n-1 on n_threads threads; each thread gets its index. The first exception of a task stops the others
+// and is thrown again here.
 
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -18,9 +21,17 @@ inline uint32_t restkv_threads(uint32_t wanted, uint32_t n_tasks) {
 inline void restkv_parallel(uint32_t n_tasks, uint32_t n_threads,
                             const std::function<void(uint32_t task, uint32_t thread)> & work) {
     std::atomic<uint32_t> next{ 0 };
+    std::exception_ptr    error;
+    std::mutex            mutex;
     const auto            loop = [&](uint32_t thread) {
-        for (uint32_t task; (task = next.fetch_add(1)) < n_tasks;) {
-            work(task, thread);
+        try {
+            for (uint32_t task; (task = next.fetch_add(1)) < n_tasks;) {
+                work(task, thread);
+            }
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(mutex);
+            error = error ? error : std::current_exception();
+            next  = n_tasks;
         }
     };
     std::vector<std::thread> threads;
@@ -34,5 +45,8 @@ inline void restkv_parallel(uint32_t n_tasks, uint32_t n_threads,
     loop(0);
     for (std::thread & thread : threads) {
         thread.join();
+    }
+    if (error) {
+        std::rethrow_exception(error);
     }
 }

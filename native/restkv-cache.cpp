@@ -1,6 +1,7 @@
 #include "restkv-cache.h"
 
 #include "methods/methods.h"
+#include "parallel.h"
 
 #include "llama-impl.h"
 #include "llama-kv-cache.h"
@@ -23,7 +24,7 @@ std::string restkv_cache::refusal(const llama_model & model) {
         return "models with several positions per token (M-RoPE) are not supported";
     }
     if (model.arch == LLM_ARCH_GROK || model.arch == LLM_ARCH_T5 || model.arch == LLM_ARCH_MINIMAX_M3 ||
-        model.arch == LLM_ARCH_DEEPSEEK4) {
+        model.arch == LLM_ARCH_DEEPSEEK4 || model.arch == LLM_ARCH_GLM5_NEXT || model.arch == LLM_ARCH_DOTS3NOTE) {
         return "the attention of this family has a form of its own that the scores do not know";
     }
     if (hparams.n_layer_kv_from_start >= 0) {
@@ -64,6 +65,9 @@ void restkv_cache::init() {
     try {
         for (const auto & layer : kv.layers) {
             const llama_hparams & hparams = kv.hparams;
+            if (hparams.n_head_kv(layer.il) == 0) {
+                continue;  // a layer without attention
+            }
             layers.push_back({ layer.il,
                                hparams.n_head(layer.il),
                                hparams.n_head_kv(layer.il),
@@ -152,15 +156,17 @@ void restkv_cache::init_wo() {
     for (const layer_state & layer : layers) {
         shapes.push_back({ layer.il, layer.n_head, layer.d_v });
     }
-    restkv_wo wo = restkv_read_wo(armed.path_model, armed.path_cache, shapes, params.n_threads);
-    for (layer_state & layer : layers) {
-        layer.wo = std::move(wo.layers[layer.il].data);
+    restkv_wo  wo     = restkv_read_wo(armed.path_model, armed.path_cache, shapes, params.n_threads);
+    const auto finish = [&](uint32_t l, uint32_t) {
+        layer_state & layer = layers[l];
+        layer.wo            = std::move(wo.layers[layer.il].data);
         for (uint32_t h = 0; kv.attn_rot_v && h < layer.n_head; ++h) {
             // with a quantized V the cache holds rotated values
             constexpr uint32_t N_ROT = 64;  // llama_kv_cache::build_input_v_rot
             restkv_rotate_factor(layer.wo.data() + (size_t) h * layer.d_v * layer.d_v, layer.d_v, N_ROT);
         }
-    }
+    };
+    restkv_parallel((uint32_t) layers.size(), restkv_threads(params.n_threads, (uint32_t) layers.size()), finish);
 }
 
 // ---- memory hooks ------------------------------------------------------------------------------
@@ -179,18 +185,21 @@ void restkv_cache::clear() {
     std::fill(ring_pos.begin(), ring_pos.end(), -1);
 }
 
-bool restkv_cache::seq_rm(llama_pos p0, llama_pos p1) {
+bool restkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (seq_id > 0) {
+        return true;  // the cells are those of sequence 0
+    }
     const llama_pos pos_max = kv.v_cells[0].seq_pos_max(0);
+    if (p0 <= 0 && p1 > pos_max) {
+        clear();
+        return true;
+    }
     if (p0 > pos_max || p1 <= p0) {
         return true;  // nothing there
     }
     if (p1 <= pos_max) {
         restkv_fail(RESTKV_UNSUPPORTED, "a cache that evicts can only be cut at its end");
         return false;
-    }
-    if (p0 <= 0) {
-        clear();
-        return true;
     }
     if (p0 < pos_exact) {
         restkv_fail(RESTKV_UNSUPPORTED, "cells up to position " + std::to_string(pos_exact) +
@@ -203,6 +212,26 @@ bool restkv_cache::seq_rm(llama_pos p0, llama_pos p1) {
     return true;
 }
 
+void restkv_cache::seq_keep(llama_seq_id seq_id) {
+    if (seq_id != 0) {
+        clear();
+    }
+}
+
+bool restkv_cache::can_cut(const llama_kv_cache & base, const llama_kv_cache & swa, llama_pos p0) {
+    const llama_pos first = swa.seq_pos_min(0);
+    if (!base.restkv || p0 <= 0 || first <= 0 || p0 > swa.seq_pos_max(0)) {
+        return true;
+    }
+    // the cell before the first one must be out of sight at p0
+    if (first < p0 && llama_hparams::is_masked_swa(swa.n_swa, swa.swa_type, first - 1, p0)) {
+        return true;
+    }
+    restkv_fail(RESTKV_UNSUPPORTED, "the sliding window before position " + std::to_string(p0) +
+                                        " has been overwritten: read the text again from its start");
+    return false;
+}
+
 bool restkv_cache::refuse(const char * operation) {
     restkv_fail(RESTKV_UNSUPPORTED, std::string(operation) + " is not possible in a cache that evicts: its KV heads "
                                                              "hold different positions in the same cells");
@@ -211,7 +240,12 @@ bool restkv_cache::refuse(const char * operation) {
 }
 
 bool restkv_cache::can_evict() const {
-    return n_used() > params.budget;
+    if (n_used() > params.budget) {
+        return true;
+    }
+    restkv_fail(RESTKV_NOTHING, "a batch must fit the " + std::to_string(params.capacity - params.budget) +
+                                    " cells of the reserve: decode smaller batches");
+    return false;
 }
 
 // ---- facts -------------------------------------------------------------------------------------

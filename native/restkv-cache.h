@@ -60,8 +60,12 @@ public:
     // ---- hooks: memory -------------------------------------------------------------------------
 
     void clear();
-    bool seq_rm(llama_pos p0, llama_pos p1);  // [p0, p1); false: refused, nothing has changed
-    bool refuse(const char * operation);      // always true; leaves a message
+    bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1);  // [p0, p1); false: refused, nothing has changed
+    void seq_keep(llama_seq_id seq_id);
+    bool refuse(const char * operation);                           // always true; leaves a message
+
+    // Whether a model with sliding-window layers can go back to p0: their cells before it must still be there.
+    static bool can_cut(const llama_kv_cache & base, const llama_kv_cache & swa, llama_pos p0);
 
     bool                                    can_evict() const;
     std::unique_ptr<llama_memory_context_i> init_evict(llama_context * lctx);
@@ -115,8 +119,9 @@ private:
     llama_pos pos_of(uint32_t cell) const;  // as llama.cpp's table has it
     window    rows(llama_pos pos_next, uint32_t n_max) const;
     void      check_layers() const;
-    void      evict_layer_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan, uint8_t * k,
-                               uint8_t * v, restkv_scratch & scratch, int32_t * table_out) const;
+    void      evict_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                         const struct layer_data & data, restkv_scratch & scratch, int32_t * table_out) const;
+    void      evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
     void      drop_cells(uint32_t n_keep, llama_pos pos_next);
     void      init_ring();
     void      init_wo();

@@ -31,6 +31,9 @@ restkv_status restkv_model_probe(const llama_model * model, int32_t type_k, int3
     if (!model || !out || type_k < 0 || type_k >= GGML_TYPE_COUNT || type_v < 0 || type_v >= GGML_TYPE_COUNT) {
         return restkv_fail(RESTKV_INVALID, "restkv_model_probe: no model or an unknown cache type");
     }
+    if (ggml_blck_size((ggml_type) type_k) == 0 || ggml_blck_size((ggml_type) type_v) == 0) {
+        return restkv_fail(RESTKV_INVALID, "restkv_model_probe: a cache type that ggml no longer has");
+    }
     const llama_hparams & hparams = model->hparams;
 
     restkv_model_info info;
@@ -40,7 +43,7 @@ restkv_status restkv_model_probe(const llama_model * model, int32_t type_k, int3
 
     std::string refusal = restkv_cache::refusal(*model);
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        if (hparams.is_recr(il) || !hparams.has_kv(il)) {
+        if (hparams.is_recr(il) || !hparams.has_kv(il) || hparams.n_head_kv(il) == 0) {
             info.n_layer_recurrent++;
             continue;
         }

@@ -114,8 +114,9 @@ RESTKV_API restkv_status restkv_model_probe(const struct llama_model * model, in
 RESTKV_API restkv_status restkv_arm(const restkv_params * params, const char * path_model, const char * path_cache);
 RESTKV_API void          restkv_disarm(void);
 
-// Evict now, down to the budget. The last n_guide positions are a guide: their queries score (the last `window` of
-// them), then their cells are dropped and the position counter goes back before them.
+// Evict now, down to the budget. The last n_guide positions are a guide: the last `window` queries score, which are the
+// guide's (and, when it is shorter, those before it); then its cells are dropped and the position counter goes back.
+// After RESTKV_NO_MEMORY the cache may be empty: the message says so.
 RESTKV_API restkv_status restkv_evict(struct llama_context * ctx, uint32_t n_guide);
 
 typedef struct restkv_stats {

@@ -119,7 +119,7 @@ restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * ou
                 std::copy_n(scratch.kept.data(), n, out->indices + (size_t) hk * n);
             }
         }
-    } catch (const std::bad_alloc &) {
+    } catch (const std::exception &) {
         return restkv_fail(RESTKV_NO_MEMORY, "not enough memory to score these arrays");
     }
     return RESTKV_OK;

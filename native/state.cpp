@@ -65,8 +65,19 @@ void restkv_cache::state_read(llama_io_read_i & io) {
         if (header.n_table > params.budget || header.n_table > n_used()) {
             reject("its budget is larger than this cache's");
         }
-        if (header.pos_exact < 0 || header.pos_exact > kv.v_cells[0].seq_pos_max(0) + 1) {
+        const llama_kv_cells & cells = kv.v_cells[0];
+        if (header.pos_exact < 0 || header.pos_exact > (int64_t) cells.seq_pos_max(0) + 1) {
             reject("its positions are out of order");
+        }
+        // the tables stand for the first cells; the positions of the others follow each other
+        for (uint32_t i = 0; i < n_used(); ++i) {
+            const llama_pos pos  = cells.is_empty(i) || !cells.seq_has(i, 0) ? -1 : cells.pos_get(i);
+            const bool      next = i < header.n_table  ? pos < header.pos_exact :
+                                   i == header.n_table ? pos >= header.pos_exact :
+                                                         pos == cells.pos_get(i - 1) + 1;
+            if (pos < 0 || pos > INT32_MAX / 2 || !next) {
+                reject("its cells are out of order");
+            }
         }
         std::vector<llama_pos> ring(ring_pos.size());
         io.read(ring.data(), ring.size() * sizeof(llama_pos));

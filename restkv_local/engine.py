@@ -154,6 +154,10 @@ class Engine(Core):
 
     def _resync(self) -> None:
         """After a stop or a failure: n_tokens is what the cache really holds."""
+        if self._is_recurrent or self._is_hybrid:
+            # A recurrent state cannot go back to before the batch that was stopped.
+            self.reset()
+            return
         self.n_tokens = self._facts_open.positions  # whole ubatches of a stopped chunk stay
 
     def reset(self) -> None:

@@ -164,11 +164,15 @@ def plan_memory(
     guide = 0
     if evict.method != "full" and capacity < context:
         if evict.prefill == "guided":
-            guide = min(GUIDE_MAX, reserve - 1)
-            if guide < min(evict.window, GUIDE_MAX):
+            guide = min(GUIDE_MAX, reserve // 2)
+            if probe.n_layer_swa:
+                # In pieces it would push cells out of the sliding window that are needed again after it.
+                guide = min(guide, n_batch)
+            least = min(evict.window, GUIDE_MAX)
+            if guide < least:
                 raise ConfigError(
-                    f"guided prefill runs the question in the reserve, which has {reserve} cells; "
-                    f"set reserve to at least {min(evict.window, GUIDE_MAX) + 1}"
+                    f"guided prefill runs the question in half of the reserve, which has {reserve} cells; "
+                    f"set reserve to at least {2 * least} and n_batch to at least {least}"
                 )
         n_batch = min(n_batch, reserve - guide)
 

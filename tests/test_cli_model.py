@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from cli_terminal import ROOT, run_in_terminal
+from cli_terminal import run_in_terminal
+from restkv_local.cli.memory import python_program
 from restkv_local.cli.text import prose, prose_tokens
 from restkv_local.errors import RestkvError
 from test_cli import BENCH_FIGURES, JSON_KEYS
@@ -40,12 +40,11 @@ def long_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _program(module: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [*python_program(module), *arguments],
         input=stdin,
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -83,7 +82,7 @@ def test_real_full_cache_that_does_not_fit_is_refused() -> None:
 @pytest.mark.usefixtures("native")
 def test_real_terminal_stops_while_reading_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text(prose(20000))
-    command = ("-m", "restkv_local.cli.chat", "--context", "65536", "--budget", "256", "--max-tokens", "4")
+    command = (*python_program("restkv_local.cli.chat")[1:], "--context", "65536", "--budget", "256", "--max-tokens", "4")
     with run_in_terminal(tmp_path, *command, "--file", f"{tmp_path}/long.txt") as running:
         running.type("What is this?\r")
         running.sees("reading.*%.*tok/s", timeout=60)

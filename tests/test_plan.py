@@ -102,12 +102,19 @@ def test_context_zero_is_the_models_own() -> None:
 
 
 def test_guided_leaves_room_for_batch_and_guide() -> None:
-    p = plan(prefill="guided", budget=64, reserve=200)
+    p = plan(prefill="guided", budget=64, reserve=300)
     assert p.guide == GUIDE_MAX and p.n_batch + p.guide <= p.reserve
-    small = plan(prefill="guided", budget=64, reserve=33)
-    assert (small.guide, small.n_batch) == (32, 1)
-    with pytest.raises(ConfigError, match="reserve to at least 33"):
-        plan(prefill="guided", budget=64, reserve=32)
+    small = plan(prefill="guided", budget=64, reserve=65)
+    assert (small.guide, small.n_batch) == (32, 33)
+    with pytest.raises(ConfigError, match="reserve to at least 64"):
+        plan(prefill="guided", budget=64, reserve=63)
+
+
+def test_guide_of_a_model_with_sliding_windows_is_one_batch() -> None:
+    swa = replace(PROBE, n_layer_swa=5)
+    assert plan(probe=swa, prefill="guided", n_batch=40).guide == 40
+    with pytest.raises(ConfigError, match="n_batch to at least 32"):
+        plan(probe=swa, prefill="guided", n_batch=31)
 
 
 def test_exact_has_cells_for_the_context() -> None:

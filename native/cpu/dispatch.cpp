@@ -15,7 +15,8 @@ const restkv_kernels * restkv_cpu_kernels() {
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
             return &restkv_kernels_avx512;
         }
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+        // every processor with AVX2 has F16C
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
             return &restkv_kernels_avx2;
         }
         return &restkv_kernels_baseline;

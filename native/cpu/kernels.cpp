@@ -315,7 +315,8 @@ uint32_t argmax(const float * z, uint32_t n) {
     for (; j < n; ++j) {
         top = std::max(top, z[j]);
     }
-    return (uint32_t) (std::find(z, z + n, top) - z);
+    const uint32_t i = (uint32_t) (std::find(z, z + n, top) - z);
+    return i < n ? i : 0;  // a row of NaN has no largest
 }
 
 double exp_sum(float * z, uint32_t n, float max, uint32_t skip) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace {
 
@@ -68,11 +69,13 @@ public:
 
     // After the last row: complete the top cells and take them out of abar.
     void finish() {
+        // of the same floats, so that a cell on top of every row leaves exactly nothing
+        const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
         for (uint32_t h = 0; h < view.group; ++h) {
             float * abar = scratch.raw.data() + (size_t) h * scratch.n_pad;
             for (top_cell & top : tops[h]) {
                 const double others = abar[top.cell];
-                top.rest += std::max(0.0, 1.0 - top.weight) - others;
+                top.rest += std::max(0.0, total - top.weight) - others;
                 top.a += others;
                 abar[top.cell] = 0.0f;
             }

@@ -146,6 +146,38 @@ static void test_text(llama_model * model, const char * path, const char * metho
     CHECK(events[3].n_kept == stats.budget);
 }
 
+// Going back is exact or refused: a sliding window that has been overwritten does not come back.
+static void test_rollback(llama_model * model, const char * path) {
+    restkv_params p = settings("restkv");
+    p.budget        = 1024;  // nothing is evicted
+    p.capacity      = 2048;
+    session a, b;
+    open(a, model, path, p, GGML_TYPE_F16);
+    open(b, model, path, p, GGML_TYPE_F16);
+    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    for (int i = 0; i < 28; ++i) {
+        CHECK(a.feed(32) == 0);
+    }
+    for (const llama_pos to : { 890, 600, 320 }) {
+        llama_memory_clear(llama_get_memory(b.ctx), true);
+        for (b.pos = 0; b.pos < to;) {
+            CHECK(b.feed(std::min(32, to - b.pos)) == 0);
+        }
+        if (!llama_memory_seq_rm(llama_get_memory(a.ctx), 0, to, -1)) {
+            CHECK(llama_model_n_swa(model) > 0 && strstr(restkv_last_error(), "sliding window") != nullptr);
+            continue;
+        }
+        a.pos = to;
+        CHECK(a.feed(4) == 0 && b.feed(4) == 0);
+        const std::vector<float> x = a.logits(n_vocab), y = b.logits(n_vocab);
+        float                    error = 0.0f;
+        for (int32_t i = 0; i < n_vocab; ++i) {
+            error = std::max(error, std::fabs(x[i] - y[i]));
+        }
+        CHECK(error < 0.1f);
+    }
+}
+
 static void test_states(llama_model * model, const char * path, ggml_type type) {
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
     session       a;
@@ -254,6 +286,7 @@ int main(int argc, char ** argv) {
             test_text(model, argv[i], method, GGML_TYPE_F16);
         }
         test_text(model, argv[i], "restkv", GGML_TYPE_Q8_0);
+        test_rollback(model, argv[i]);
         test_states(model, argv[i], GGML_TYPE_F16);
         test_refusals(model, argv[i]);
         llama_model_free(model);

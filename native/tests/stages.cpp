@@ -327,7 +327,7 @@ int main() {
     std::vector<const restkv_kernels *> all = { &restkv_kernels_baseline };
 #ifdef RESTKV_HAVE_X86_ISA
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         all.push_back(&restkv_kernels_avx2);
     }
     if (restkv_cpu_kernels() == &restkv_kernels_avx512) {

@@ -22,3 +22,12 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def python_program(module: str) -> list[str]:
+    """Command that runs `module.main()` in a fresh interpreter.
+
+    Not `python -m`, which prefers the current folder: inside a checkout that is the package without its library.
+    """
+    code = f"import sys; sys.path[:] = filter(None, sys.path); from {module} import main; main()"
+    return [sys.executable, "-c", code]

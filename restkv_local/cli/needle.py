@@ -31,10 +31,12 @@ from .options import _SEED_MAX, CONTEXT_SETTINGS, Budget, EngineSettings, KvType
 from .speed import _device, _versions
 from .text import sentences
 
-NEEDLE = "The pass key is {key}. Remember it."
+# The sentence of the pass key task of Mohtashami and Jaggi (2023), in prose of our own.
+NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key?"
-# The answer begins with it: a chat model would otherwise be asked for its style as well ("The", "Sure", the key alone).
-STEM = "The pass key is"
+# The answer begins with it, so that only the key is measured, and not the style of an answer (a small model in a long
+# text gives 7 nats to whether a number follows, and 1 to which).
+STEM = "The pass key is "
 
 Engine = Any
 Say = Callable[[str], None]
@@ -192,7 +194,7 @@ def _case(engine: Engine, text: Sequence[str], depth: float, key: str) -> Case:
     body = " ".join([*text[:place], NEEDLE.format(key=key), *text[place:]])
     prompt = chat_tokens(engine, user_message([Document("text", body)], QUESTION))
     stem = engine.tokenize(STEM.encode(), add_bos=False, special=False)
-    answer = engine.tokenize(f"{STEM} {key}".encode(), add_bos=False, special=False)
+    answer = engine.tokenize(f"{STEM}{key}".encode(), add_bos=False, special=False)
     n = _shared(stem, answer)  # a tokenizer may join the end of the stem with the key
     return Case(depth, key, prompt + answer[:n], answer[n:])
 

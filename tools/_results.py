@@ -1,0 +1,163 @@
+"""Tables of benchmarks/*.json, as blocks of the docs. No number of a measurement is written by hand."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+# File -> the command that makes it, from the root of a checkout.
+COMMANDS = {
+    "speed": "restkv-bench speed --contexts 4096,16384,32768,131072 --budget 1024 --json benchmarks/speed.json",
+    "memory": "restkv-bench speed --contexts 8192,65536,131072 --budget 1024 --pairs 1 --json benchmarks/memory.json",
+    "needle": "restkv-bench needle --json benchmarks/needle.json",
+}
+
+
+def speed() -> str:
+    """Decode and prefill against the full cache of llama.cpp, one row per length."""
+    result = load("speed")
+    if result is None:
+        return _missing("speed")
+    header = ("text", "decode", "full cache", "faster", "prefill", "full cache", "faster", "evictions", "fits")
+    rows = []
+    for row in result["rows"]:
+        rows.append(
+            (
+                f"{row['context']:,}",
+                _number(row, "decode_ms", "{:.1f} ms"),
+                _number(row, "stock_decode_ms", "{:.1f} ms"),
+                _range(row, "decode_ratio"),
+                _number(row, "prefill_tokens_per_s", "{:.0f} tok/s"),
+                _number(row, "stock_prefill_tokens_per_s", "{:.0f} tok/s"),
+                _range(row, "prefill_ratio"),
+                _number(row, "evict_share", "{:.1%}"),
+                _range(row, "capture_ratio", 3),
+            )
+        )
+    notes = [f"- {row['context']:,}: {note}" for row in result["rows"] for note in row.get("notes", ())]
+    return "\n\n".join(part for part in (_table(header, rows), "\n".join(notes), _origin(result, "speed")) if part)
+
+
+def memory() -> str:
+    """Size of the cache and peak memory by length, beside what a full cache takes."""
+    result = load("memory") or load("speed")
+    if result is None:
+        return _missing("memory")
+    header = ("text", "KV cache", "full KV cache", "peak memory of the process")
+    rows = []
+    for row in result["rows"]:
+        length = row.get("prompt_tokens", row["context"])
+        full = row["kv_bytes"] // row["capacity"] * length
+        rows.append((f"{length:,}", _size(row["kv_bytes"]), _size(full), _size(row["peak_rss_bytes"])))
+    return f"{_table(header, rows)}\n\n{_origin(result, 'memory' if load('memory') else 'speed')}"
+
+
+def needle() -> str:
+    """Log-probability of a fact in a long text, beside that of the full cache."""
+    result = load("needle")
+    if result is None:
+        return _missing("needle")
+    header = ("method", "prefill", "budget", "evictions", "mean", "lowest", "to the full cache", "95 % interval")
+    rows = []
+    for row in result["rows"]:
+        low, high = row["difference_min"], row["difference_max"]
+        rows.append(
+            (
+                row["method"],
+                row["prefill"] or "-",
+                f"{row['budget']:,}" if row["prefill"] else "-",
+                f"{row['evictions']:,}",
+                f"{row['mean']:.2f}",
+                f"{min(row['log_probs']):.2f}",
+                _number(row, "difference", "{:+.2f}"),
+                "-" if low is None else f"{low:+.2f} to {high:+.2f}",
+            )
+        )
+    settings = result["settings"]
+    size = f"{settings['depths']} depths of a text of {settings['context']:,} tokens."
+    return f"{_table(header, rows)}\n\n{size} {_origin(result, 'needle')}"
+
+
+def machine() -> str:
+    """Where the figures of the speed table come from."""
+    result = load("speed")
+    if result is None:
+        return _missing("speed")
+    rows = [*result.get("device", {}).items(), *result.get("versions", {}).items()]
+    names = ("model", "backend", "n_threads", "n_threads_batch", "n_batch", "budget", "capacity", "kv_type")
+    rows += [(name, result["settings"][name]) for name in names if name in result.get("settings", {})]
+    return _table(("", ""), [(str(name).replace("_", " "), str(value)) for name, value in rows])
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """benchmarks/NAME.json, or None when it was never measured."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def _missing(name: str) -> str:
+    return f"Not measured yet; the command is `{COMMANDS[name]}`."
+
+
+def _origin(result: dict[str, Any], name: str) -> str:
+    """One line: machine, model, date, and the command that repeats it."""
+    device, settings = result.get("device", {}), result.get("settings", {})
+    cores = f"{device['cores']} cores of {device['cpu']}" if device else ""
+    model = str(settings.get("model") or result["rows"][0].get("model", ""))
+    where = ", ".join(part for part in (cores, Path(model).name, str(result.get("date", ""))[:10]) if part)
+    command = result.get("command") or _command(result, name)
+    return f"{where}. Command: `{command}`." if where else f"Command: `{command}`."
+
+
+def _command(result: dict[str, Any], name: str) -> str:
+    """The command line that the settings of a result say: every option that differs from its default."""
+    from restkv_local.cli.bench import main
+
+    words = shlex.split(COMMANDS[name])[:2]
+    settings = result.get("settings", {})
+    for option in main.commands[words[1]].params if settings else ():
+        value = settings.get(option.name or "")
+        if isinstance(value, list):
+            value = tuple(value)
+        if option.name in ("json_file", "model") or value in (None, False, option.default):
+            continue
+        if isinstance(option, click.Option) and option.multiple:
+            for text in value:
+                words += [option.opts[0], str(text)]
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [option.opts[0]] if value is True else [option.opts[0], text]
+    return f"{shlex.join(words)} --json benchmarks/{name}.json" if settings else COMMANDS[name]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---:"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(row: dict[str, Any], name: str, form: str) -> str:
+    value = row.get(name)
+    return "-" if value is None else form.format(value)
+
+
+def _range(row: dict[str, Any], name: str, digits: int = 1) -> str:
+    """A ratio: the median of the pairs, least and most behind it."""
+    if row.get(name) is None:
+        return "-"
+    value, low, high = (f"{row[key]:.{digits}f}" for key in (name, f"{name}_min", f"{name}_max"))
+    return f"{value}x ({low} to {high})"
+
+
+def _size(bytes_: float) -> str:
+    from restkv_local.machine import size
+
+    return size(bytes_)
