@@ -53,7 +53,7 @@ class EvictConfig:
         hangs on its neighbours being kept: 5 loses a pass key at 256 cells where 13 to 41 keep it.
     scale: positions of drift per step of the adaptive kernel.
     tau: exponent of the output distance (metric_mode "after" with use_wo).
-    pooling, metric_mode, use_wo, use_norm, use_ema: ALGORITHM options of ReST-KV (docs/methods.md).
+    pooling, metric_mode, use_wo, use_norm, use_ema: options of ReST-KV (docs/methods.md).
     reduce: how the query heads of a group share one set: mean or max of their smoothed scores.
     sinks: first positions that method "streamingllm" keeps.
     seed: of method "random".

@@ -13,7 +13,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, takewhile
 from pathlib import Path
@@ -66,9 +66,10 @@ class Case:
 
 def measure(
     settings: EngineSettings, needle: NeedleSettings, make: Callable[..., Any], say: Say
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """The row of the full cache and one per method, prefill and budget; with device, versions, settings and date.
 
+    Yields the result so far after each row, so that a run that is stopped leaves what it measured.
     A row's log-probabilities are natural ones of the whole key, one per depth. `make` is the class of the engine.
     """
     plans = [settings.evict(method="full")] + [
@@ -90,22 +91,18 @@ def measure(
         finally:
             engine.close()
         rows.append(row | compare(row["log_probs"], rows[0]["log_probs"] if rows else None))
-    return {
-        "rows": rows,
-        "device": _device(),
-        "versions": _versions(),
-        "settings": {**_shared_settings(settings), **asdict(needle), **common, "evict": asdict(EvictConfig())},
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _shared_settings(settings: EngineSettings) -> dict[str, Any]:
-    """Without what each row says for itself."""
-    return {name: value for name, value in asdict(settings).items() if name not in ("budget", "method", "prefill")}
+        yield {
+            "rows": list(rows),
+            "device": _device(),
+            "versions": _versions(),
+            "settings": {**asdict(settings), **common, **asdict(needle), "evict": asdict(EvictConfig())},
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
 
 
 def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) -> dict[str, Any]:
-    name = "full cache" if evict.method == "full" else f"{evict.method}, {evict.prefill}, budget {evict.budget}"
+    full = evict.method == "full"
+    name = "full cache" if full else f"{evict.method}, {evict.prefill}, budget {evict.budget}"
     engine.guide = QUESTION
     reader = Reader(engine)
     log_probs: list[float] = []
@@ -118,7 +115,7 @@ def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) ->
     report = engine.report()
     return {
         "method": evict.method,
-        "prefill": None if evict.method == "full" else evict.prefill,
+        "prefill": None if full else evict.prefill,
         "budget": report.budget,
         "capacity": report.capacity,
         "backend": report.backend,
@@ -138,19 +135,15 @@ def compare(log_probs: Sequence[float], full: Sequence[float] | None) -> dict[st
     half = None
     if len(differences) > 1:
         half = _student(len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    row["difference"] = mean
-    row["difference_min"] = None if half is None else mean - half
-    row["difference_max"] = None if half is None else mean + half
-    return row
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return row | {"difference": mean, "difference_min": low, "difference_max": high}
 
 
 def _student(freedom: int) -> float:
     """97.5 % point of Student's t: exact for 1 and 2, else the expansion of Cornish and Fisher (Abramowitz and
     Stegun 26.7.5), within 0.01 from 3 degrees of freedom on."""
-    if freedom == 1:
-        return 12.7062
-    if freedom == 2:
-        return 4.3027
+    if freedom < 3:
+        return (12.7062, 4.3027)[freedom - 1]
     z = statistics.NormalDist().inv_cdf(0.975)
     terms = (
         (z**3 + z) / 4,
@@ -201,13 +194,11 @@ def _case(engine: Engine, text: Sequence[str], depth: float, key: str) -> Case:
 
 def chat_tokens(engine: Engine, content: str) -> list[int]:
     """Tokens of a chat with one user message, up to where the answer begins, in the engine's own chat format."""
-    from llama_cpp import llama_chat_format
+    handler = engine.chat_handler or engine._chat_handlers.get(engine.chat_format)
+    if handler is None:
+        from llama_cpp.llama_chat_format import get_chat_completion_handler
 
-    handler = (
-        engine.chat_handler
-        or engine._chat_handlers.get(engine.chat_format)
-        or llama_chat_format.get_chat_completion_handler(engine.chat_format)
-    )
+        handler = get_chat_completion_handler(engine.chat_format)
     try:
         handler(llama=_Listener(engine), messages=[{"role": "user", "content": content}])
     except _Prompt as prompt:
@@ -219,7 +210,6 @@ class _Prompt(Exception):
     """Ends a chat handler when the prompt is there."""
 
     def __init__(self, tokens: list[int]) -> None:
-        super().__init__()
         self.tokens = tokens
 
 
@@ -319,7 +309,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         return parts
 
 
-def _flat(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+def _once(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     """An option given several times: each name once, in the order given."""
     return tuple(dict.fromkeys(name for names in value for name in names))
 
@@ -327,8 +317,8 @@ def _flat(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, ..
 def needle_table(result: dict[str, Any]) -> Table:
     """One row per method, prefill and budget; natural log-probabilities of the whole key."""
     settings = result["settings"]
-    title = f"{settings['model']}: a pass key in {settings['context']:,} tokens, {settings['depths']} depths"
-    table = Table(title=title)
+    where = f"{settings['context']:,} tokens, {settings['depths']} depths"
+    table = Table(title=f"{settings['model']}: a pass key in {where}")
     for name in ("method", "prefill", "budget", "evictions", "mean", "lowest", "to the full cache", "95 % interval"):
         table.add_column(name, justify="left" if name in ("method", "prefill") else "right")
     for row in result["rows"]:
@@ -365,12 +355,12 @@ def needle_table(result: dict[str, Any]) -> Table:
     help="Places of the key: the middles of so many equal parts of the text.",
 )
 @click.option(
-    "--methods", type=Names([method for method in METHODS if method != "full"]), multiple=True, callback=_flat,
+    "--methods", type=Names([method for method in METHODS if method != "full"]), multiple=True, callback=_once,
     default=(EvictConfig.method,), show_default=True,
     help="How cells are scored; several as restkv,snapkv. The full cache is always measured.",
 )
 @click.option(
-    "--prefill", "prefills", type=Names(PREFILLS), multiple=True, callback=_flat,
+    "--prefill", "prefills", type=Names(PREFILLS), multiple=True, callback=_once,
     default=("stream", "guided"), show_default=True,
     help="How the prompt is read; guided by the question.",
 )
@@ -379,10 +369,7 @@ def needle_table(result: dict[str, Any]) -> Table:
     help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given.")
-@click.option(
-    "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True,
-    help="Layers that run on the GPU; -1: all.",
-)
+@click.option("--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True, help="On the GPU; -1: all.")
 @click.option(
     "--seed", type=click.IntRange(0, _SEED_MAX), default=0, show_default=True,
     help="Seed of the text, of the keys and of method random.",
@@ -402,11 +389,10 @@ def needle(ctx: click.Context, /, json_file: Path | None, **options: Any) -> Non
 
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150)
     chosen = NeedleSettings(**{name: options.pop(name) for name in NeedleSettings.__dataclass_fields__})
-    settings = EngineSettings(
-        **options, context=chosen.context, seed=chosen.seed, budget=chosen.budgets[0], method=EvictConfig.method,
-        prefill=None,
-    )
-    result = measure(settings, chosen, engine_class(ctx), lambda text: console.print(text, style="dim", markup=False))
+    common: dict[str, Any] = {"context": chosen.context, "seed": chosen.seed, "budget": chosen.budgets[0]}
+    settings = EngineSettings(**options, **common, method=EvictConfig.method, prefill=None)
+    result: dict[str, Any] = {}
+    for result in measure(settings, chosen, engine_class(ctx), lambda text: console.print(text, style="dim")):
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(needle_table(result))
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
