@@ -17,6 +17,7 @@ import numpy as np
 
 from . import native, prefill
 from .binding import LIBRARY, c
+from .config import GUIDE_MAX
 from .core import Core
 from .errors import Cancelled, ConfigError, ContextOverflow, EvictionError, RestkvError
 from .logits import LogitLog
@@ -37,7 +38,8 @@ class Engine(Core):
     model was trained for. kv_type: "f16", "bf16", "q8_0", "q4_0", or a pair (K, V). on_progress(done, total): tokens of
     a prompt, at 0, after each chunk and at the end. on_evict: after each eviction. on_notice: sentences that a user
     should see, each once. Other keyword arguments are those of llama_cpp.Llama; unknown ones are refused.
-    guide: text of the question for prefill="guided"; None: the last user message of a chat, else the prompt's end.
+    guide: text of the question for prefill="guided"; None: the last user message of a chat, else the prompt's end. What
+    the prompt holds after the question belongs to it.
 
     Calls from several threads queue. `cancel` and `report` may be called at any time from any thread.
     Raises ModelError, ConfigError (before the model is loaded), ContextOverflow, Cancelled and EvictionError.
@@ -69,7 +71,7 @@ class Engine(Core):
                     prefill.step(self, tokens[0])
                     self._read(1, 1)
                 else:
-                    prefill.read(self, tokens, prefill.guide_tokens(self.plan, self._question_tokens(), tokens))
+                    prefill.read(self, tokens, prefill.guide_tokens(self.plan, self._guide_of(tokens), tokens))
             except BaseException:
                 self._resync()
                 raise
@@ -283,12 +285,20 @@ class Engine(Core):
         finally:
             _question.reset(token)
 
-    def _question_tokens(self) -> list[int]:
+    def _guide_of(self, prompt: list[int]) -> list[int]:
+        """The question, and what the chat format puts after it: where an answer begins, its queries ask most.
+
+        That is the end of the prompt from the question on; the question alone when the prompt does not end with it.
+        """
         text = self.guide if self.guide is not None else self._asked
         if not text or self.plan.guide == 0:
             return []
-        tokens: list[int] = self.tokenize(text.encode(), add_bos=False, special=False)
-        return tokens[-self.plan.guide :]
+        question: list[int] = self.tokenize(text.encode(), add_bos=False, special=False)
+        return prefill.tail_from(text.encode(), prompt[-len(question) - GUIDE_MAX :], self._pieces) or question
+
+    def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The text of each token, control tokens included."""
+        return [self.detokenize([token], special=True) for token in tokens]
 
     # ---- states --------------------------------------------------------------------------------
 

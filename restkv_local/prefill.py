@@ -9,7 +9,7 @@ Chunks end where the free cells end. So evictions happen at the same positions w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .errors import EvictionError
@@ -86,3 +86,19 @@ def guide_tokens(plan: MemoryPlan, question: Sequence[int], prompt: Sequence[int
     """The guide: the last tokens of the question, or of the prompt (a window of them) when there is no question."""
     guide = question or prompt[-min(plan.window, plan.guide or 1) :]
     return guide[-plan.guide :] if plan.guide else []
+
+
+def tail_from(question: bytes, end: Sequence[int], pieces: Callable[[Sequence[int]], list[bytes]]) -> list[int]:
+    """The tokens of a prompt's end from the last occurrence of a question on; none when it does not occur.
+
+    pieces: the text of each token. A token that holds the question's first byte belongs to it.
+    """
+    texts = pieces(end)
+    start = b"".join(texts).rfind(question.strip())
+    if start < 0:
+        return []
+    for i, text in enumerate(texts):
+        start -= len(text)
+        if start < 0:
+            return list(end[i:])
+    return []

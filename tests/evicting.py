@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stock import Stock
 
 from restkv_local import native
 from restkv_local.config import EvictConfig
+from stock import Stock
 
 
 class Evicting(Stock):

@@ -82,7 +82,8 @@ def test_real_full_cache_that_does_not_fit_is_refused() -> None:
 @pytest.mark.usefixtures("native")
 def test_real_terminal_stops_while_reading_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text(prose(20000))
-    command = (*python_program("restkv_local.cli.chat")[1:], "--context", "65536", "--budget", "256", "--max-tokens", "4")
+    program = python_program("restkv_local.cli.chat")[1:]
+    command = (*program, "--context", "65536", "--budget", "256", "--max-tokens", "4")
     with run_in_terminal(tmp_path, *command, "--file", f"{tmp_path}/long.txt") as running:
         running.type("What is this?\r")
         running.sees("reading.*%.*tok/s", timeout=60)

@@ -264,7 +264,7 @@ def test_real_guided_run_keeps_the_key_and_equals_prompts_read_one_by_one(tmp_pa
     assert result.exit_code == 0, result.output
     full, guided = json.loads(file.read_text())["rows"]
     assert (full["evictions"], guided["capacity"]) == (0, 384)
-    assert guided["evictions"] > 2
+    assert guided["evictions"] == 2
     assert full["mean"] > -1 and guided["mean"] > -5  # five digits at random are -11.5
 
     from restkv_local import Engine

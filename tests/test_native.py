@@ -91,8 +91,10 @@ def test_mirror_has_every_field_and_function_of_the_header() -> None:
 
 
 @pytest.fixture
-def fresh_loader() -> Iterator[None]:
-    """native.lib() forgets what it loaded, before and after."""
+def fresh_loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """native.lib() forgets what it loaded, before and after; llama_cpp, which other tests import, is out of sight."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "llama_cpp"]:
+        monkeypatch.delitem(sys.modules, name)
     native.lib.cache_clear()
     yield
     native.lib.cache_clear()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import models
 import numpy as np
 import pytest
-from evicting import Evicting
-from stock import Stock, llama_module
 
+import models
+from evicting import Evicting
 from restkv_local.config import EvictConfig
 from restkv_local.reference.model import ReferenceEngine
+from stock import Stock, llama_module
 
 BUDGET, CAPACITY, CHUNK = 160, 384, 96
 N_PROMPT, N_ANSWER = 700, 24

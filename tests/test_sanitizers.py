@@ -10,9 +10,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import models
 import pytest
 
+import models
 from _source import ROOT
 
 
