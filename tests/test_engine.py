@@ -174,8 +174,10 @@ def test_guide_comes_from_the_chat(smollm2: Path) -> None:
     made.create_chat_completion(
         [{"role": "system", "content": TEXT[:1500]}, {"role": "user", "content": question}], max_tokens=2
     )
-    n_question = len(made.tokenize(question.encode(), add_bos=False))
-    assert {eviction.guide for eviction in made.report().evictions} == {n_question}
+    # the question and the format's start of an answer
+    end = f"{question}<|im_end|>\n<|im_start|>assistant\n"
+    n_guide = len(made.tokenize(end.encode(), add_bos=False, special=True))
+    assert {eviction.guide for eviction in made.report().evictions} == {n_guide}
     made.create_completion(TEXT[300:2400], max_tokens=2)
     assert made.report().evictions[-1].guide == made.plan.window, "no question: the prompt's end"
     made.close()
