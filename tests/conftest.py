@@ -79,3 +79,19 @@ def sdist() -> Path:
 def build_cache() -> Path:
     """The cache of the builds, for tests that compile: their objects are used again by the next run."""
     return BUILD_CACHE
+
+
+@pytest.fixture(scope="session")
+def native() -> None:
+    """Skip without the patched library and the embedded model, unless they are demanded."""
+    from restkv_local.errors import RestkvError
+
+    try:
+        from restkv_local import models, native
+
+        native.lib()
+        models.resolve(None)
+    except (ImportError, RestkvError) as error:
+        if os.environ.get("RESTKV_REQUIRE_NATIVE") == "1":
+            raise
+        pytest.skip(f"needs the native library and the embedded model: {error}")

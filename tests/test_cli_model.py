@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -12,22 +11,7 @@ import pytest
 from cli_terminal import run_in_terminal
 from restkv_local.cli.memory import python_program
 from restkv_local.cli.text import prose, prose_tokens
-from restkv_local.errors import RestkvError
 from test_cli import BENCH_FIGURES, JSON_KEYS
-
-
-@pytest.fixture(scope="session")
-def native() -> None:
-    """Skip without the patched library and the embedded model, unless they are demanded."""
-    try:
-        from restkv_local import models, native
-
-        native.lib()
-        models.resolve(None)
-    except (ImportError, RestkvError) as error:
-        if os.environ.get("RESTKV_REQUIRE_NATIVE") == "1":
-            raise
-        pytest.skip(f"needs the native library and the embedded model: {error}")
 
 
 @pytest.fixture(scope="module")

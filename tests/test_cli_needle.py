@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,7 +98,7 @@ class Reads:
 def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No engine of another test; no bindings, which need the library, where nothing real runs."""
     if "native" not in request.fixturenames:
-        monkeypatch.setattr(needle, "_versions", lambda: {})
+        monkeypatch.setattr(needle, "versions", lambda: {})
     Reads.made.clear()
     yield
     Reads.made.clear()
@@ -240,20 +239,6 @@ def test_a_stopped_run_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 # ---- the embedded model ----
-
-
-@pytest.fixture(scope="session")
-def native() -> None:
-    """Skip without the patched library and the embedded model, unless they are demanded."""
-    try:
-        from restkv_local import models, native
-
-        native.lib()
-        models.resolve(None)
-    except (ImportError, RestkvError) as error:
-        if os.environ.get("RESTKV_REQUIRE_NATIVE") == "1":
-            raise
-        pytest.skip(f"needs the native library and the embedded model: {error}")
 
 
 @pytest.mark.usefixtures("native")

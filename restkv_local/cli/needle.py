@@ -27,8 +27,8 @@ from ..config import CELLS_MAX, KV_TYPES, METHODS, PREFILLS, EvictConfig
 from ..errors import ConfigError, RestkvError
 from .documents import Document, user_message
 from .failure import Command
-from .options import _SEED_MAX, CONTEXT_SETTINGS, Budget, EngineSettings, KvType, engine_class
-from .speed import _device, _versions
+from .options import CONTEXT_SETTINGS, SEED_MAX, Budget, EngineSettings, KvType, engine_class
+from .speed import device, versions
 from .text import sentences
 
 # The sentence of the pass key task of Mohtashami and Jaggi (2023), in prose of our own.
@@ -93,8 +93,8 @@ def measure(
         rows.append(row | compare(row["log_probs"], rows[0]["log_probs"] if rows else None))
         yield {
             "rows": list(rows),
-            "device": _device(),
-            "versions": _versions(),
+            "device": device(),
+            "versions": versions(),
             "settings": {**asdict(settings), **common, **asdict(needle), "evict": asdict(EvictConfig())},
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
@@ -371,7 +371,7 @@ def needle_table(result: dict[str, Any]) -> Table:
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given.")
 @click.option("--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True, help="On the GPU; -1: all.")
 @click.option(
-    "--seed", type=click.IntRange(0, _SEED_MAX), default=0, show_default=True,
+    "--seed", type=click.IntRange(0, SEED_MAX), default=0, show_default=True,
     help="Seed of the text, of the keys and of method random.",
 )
 @click.option("--unverified", is_flag=True, help="Evict a model family that was not checked against the reference.")

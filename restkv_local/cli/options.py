@@ -22,7 +22,7 @@ from ..config import (
 from ..errors import ConfigError
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_SEED_MAX = 2**32 - 1  # llama.cpp samplers take 32 bits
+SEED_MAX = 2**32 - 1  # llama.cpp samplers take 32 bits
 
 
 class Budget(click.ParamType):  # type: ignore[type-arg]
@@ -142,7 +142,7 @@ _SHARED = (
         help="Layers that run on the GPU; -1: all.",
     ),
     click.option(
-        "--seed", type=click.IntRange(0, _SEED_MAX), default=None,
+        "--seed", type=click.IntRange(0, SEED_MAX), default=None,
         help="Seed of sampling and of method random, for answers that repeat.",
     ),
     click.option("--unverified", is_flag=True, help="Evict a model family that was not checked against the reference."),

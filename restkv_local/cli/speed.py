@@ -81,8 +81,8 @@ def measure(
     rows = [_row(settings, speed, context, engine_class, say) for context in speed.contexts]
     return {
         "rows": rows,
-        "device": _device(),
-        "versions": _versions(),
+        "device": device(),
+        "versions": versions(),
         "settings": {**asdict(settings), **asdict(speed), **_common(rows)},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -300,7 +300,8 @@ def _common(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: rows[0][name] for name in names} if rows else {}
 
 
-def _device() -> dict[str, Any]:
+def device() -> dict[str, Any]:
+    """The machine that a measurement ran on."""
     cpu = platform.processor() or platform.machine()
     if sys.platform == "linux":
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as cpuinfo:
@@ -309,7 +310,8 @@ def _device() -> dict[str, Any]:
     return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The programs that a measurement ran with."""
     import llama_cpp
 
     return {"restkv_local": __version__, "llama_cpp": llama_cpp.__version__, "python": platform.python_version()}
