@@ -1,0 +1,1 @@
+"""What an eviction costs in quality: tasks, measures and reports behind `restkv-eval`."""
