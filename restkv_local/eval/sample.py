@@ -15,7 +15,8 @@ class Sample:
     """A document and a question about it.
 
     id: unique within the task and its settings; a resumed run skips what it has by it.
-    context: the document, first in the message. question: the end of the message; it guides a guided prefill.
+    context, question: the message is context + question, exactly so, white space included. The question is its end and
+    guides a guided prefill; instructions that come first belong to the context.
     answer_prefix: the answer begins with it, given to the model and no part of what is scored.
     references: correct answers; what having several means is the scorer's matter.
     max_tokens: most tokens of an answer. chat: rendered by the model's chat template, otherwise plain text.
