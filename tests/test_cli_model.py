@@ -98,6 +98,20 @@ def test_real_speed_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("native")
+def test_real_memory_rows(tmp_path: Path) -> None:
+    """The whole of restkv-chat in a process of its own; the text fills the context, and the cache stays."""
+    arguments = ["memory", "--contexts", "768,1536", "--budget", "128", "--reserve", "128", "--json"]
+    done = _program("restkv_local.cli.bench", *arguments, str(tmp_path / "memory.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "memory.json").read_text())
+    short, long = result["rows"]
+    for row, context in ((short, 768), (long, 1536)):
+        assert row["context"] == context and context - 128 < row["prompt_tokens"] < context
+        assert row["prefill_mode"] == "guided" and row["completion_tokens"] > 0
+    assert short["kv_bytes"] == long["kv_bytes"] and 0 < short["evictions"] < long["evictions"]
+
+
+@pytest.mark.usefixtures("native")
 def test_synthetic_fill_continues_like_a_real_text() -> None:
     """Positions go on over the copies, and tokens can be read behind them."""
     import llama_cpp

@@ -137,7 +137,18 @@ def test_results_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "- 4,096: a note" in table
     assert "2 cores of a processor, m.gguf, 2026-01-02." in table
     assert "`restkv-bench speed --contexts 4096 --budget 512 --json benchmarks/speed.json`" in table
-    assert "| 4,096 | 2.0 MB | 4.1 MB | 500.0 MB |" in _results.memory()
+
+
+def test_memory_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_results, "FOLDER", tmp_path)
+    assert "`restkv-bench memory --json benchmarks/memory.json`" in _results.memory()
+    row: dict[str, Any] = {"context": 4096, "prompt_tokens": 4000, "capacity": 2048, "kv_bytes": 2048 * 1000}
+    row |= {"peak_rss_bytes": 5 * 10**8, "evictions": 7, "prefill_seconds": 20.0, "evict_seconds": 0.5}
+    settings = {"contexts": [4096], "budget": 512, "kv_type": "f16", "model": "m.gguf"}
+    (tmp_path / "memory.json").write_text(json.dumps({"rows": [row], "settings": settings}))
+    table = _results.memory()
+    assert "| 4,096 | 4,000 tokens | 2.0 MB | 4.0 MB | 500.0 MB | 7 | 20 s | 2.5% |" in table
+    assert "`restkv-bench memory --contexts 4096 --budget 512 --json benchmarks/memory.json`" in table
 
 
 def test_needle_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 # File -> the command that makes it, from the root of a checkout.
 COMMANDS = {
     "speed": "restkv-bench speed --contexts 4096,16384,32768,131072 --budget 1024 --json benchmarks/speed.json",
-    "memory": "restkv-bench speed --contexts 8192,65536,131072 --budget 1024 --pairs 1 --json benchmarks/memory.json",
+    "memory": "restkv-bench memory --json benchmarks/memory.json",
     "needle": "restkv-bench needle --json benchmarks/needle.json",
 }
 
@@ -45,17 +45,20 @@ def speed() -> str:
 
 
 def memory() -> str:
-    """Size of the cache and peak memory by length, beside what a full cache takes."""
-    result = load("memory") or load("speed")
+    """Size of the cache and peak memory of restkv-chat by length, beside what a full cache takes."""
+    result = load("memory")
     if result is None:
         return _missing("memory")
-    header = ("text", "KV cache", "full KV cache", "peak memory of the process")
+    header = ("context", "prompt", "KV cache", "full KV cache", "peak memory", "evictions", "reading", "evicting")
     rows = []
     for row in result["rows"]:
-        length = row.get("prompt_tokens", row["context"])
-        full = row["kv_bytes"] // row["capacity"] * length
-        rows.append((f"{length:,}", _size(row["kv_bytes"]), _size(full), _size(row["peak_rss_bytes"])))
-    return f"{_table(header, rows)}\n\n{_origin(result, 'memory' if load('memory') else 'speed')}"
+        full = row["kv_bytes"] // row["capacity"] * row["prompt_tokens"]
+        sizes = (_size(row["kv_bytes"]), _size(full), _size(row["peak_rss_bytes"]))
+        seconds = row["prefill_seconds"]
+        share = f"{row['evict_seconds'] / seconds:.1%}"
+        lengths = (f"{row['context']:,}", f"{row['prompt_tokens']:,} tokens")
+        rows.append((*lengths, *sizes, f"{row['evictions']:,}", f"{seconds:.0f} s", share))
+    return f"{_table(header, rows)}\n\n{_origin(result, 'memory')}"
 
 
 def needle() -> str:

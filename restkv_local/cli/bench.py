@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from .._version import __version__
-from ..config import CELLS_MAX
 from .failure import Command
+from .footprint import memory
 from .needle import needle
-from .options import CONTEXT_SETTINGS, EngineSettings, engine_class, engine_options
+from .options import CONTEXT_SETTINGS, Contexts, EngineSettings, engine_class, engine_options
 from .speed import STOCK_FILLS, STOCK_PREFILLS, SpeedSettings, measure, measure_peak
 from .tables import speed_table
 
@@ -21,23 +21,6 @@ _PAIRS = 3
 _DECODE_TOKENS = 32
 _CONTEXTS = (4096, 16384, 131072)
 _EPILOG = "Try: restkv-bench speed --contexts 4096,16384 --json speed.json"
-
-
-class Contexts(click.ParamType):  # type: ignore[type-arg]
-    """Lengths as "4096,16384"."""
-
-    name = "N[,N...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            lengths = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"'{value}' is not a list of lengths such as 4096,16384", param, ctx)
-        if any(not 2 <= length <= CELLS_MAX for length in lengths):
-            self.fail(f"every length must be from 2 to {CELLS_MAX}", param, ctx)
-        return lengths
 
 
 @click.group(context_settings=CONTEXT_SETTINGS, epilog=_EPILOG)
@@ -104,6 +87,7 @@ def speed(
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
+main.add_command(memory)
 main.add_command(needle)
 
 

@@ -53,6 +53,26 @@ class KvType(click.ParamType):  # type: ignore[type-arg]
         return str(parts[0]) if len(parts) == 1 else (str(parts[0]), str(parts[1]))
 
 
+class Contexts(click.ParamType):  # type: ignore[type-arg]
+    """Lengths as "4096,16384"."""
+
+    name = "N[,N...]"
+
+    def __init__(self, at_least: int = 2) -> None:
+        self.at_least = at_least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            lengths = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of lengths such as 4096,16384", param, ctx)
+        if any(not self.at_least <= length <= CELLS_MAX for length in lengths):
+            self.fail(f"every length must be from {self.at_least} to {CELLS_MAX}", param, ctx)
+        return lengths
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What the options say about the engine. prefill None: the program chooses; seed None: a new one each time."""
@@ -97,6 +117,17 @@ class EngineSettings:
             n_gpu_layers=self.gpu_layers,
             **extra,
         )
+
+
+    def arguments(self) -> list[str]:
+        """The options that say the same to another program, all but the context and the prefill."""
+        kv_type = self.kv_type if isinstance(self.kv_type, str) else ",".join(self.kv_type)
+        words = ["--budget", str(self.budget), "--method", self.method]
+        words += ["--kv-type", kv_type, "--gpu-layers", str(self.gpu_layers)]
+        for name in ("model", "reserve", "threads", "seed"):
+            if (value := getattr(self, name)) is not None:
+                words += [f"--{name}", str(value)]
+        return [*words, "--unverified"] if self.unverified else words
 
 
 def engine_class(ctx: click.Context) -> Callable[..., Any]:

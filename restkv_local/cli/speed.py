@@ -260,17 +260,10 @@ def _stock(engine: Engine, n_ctx: int, report: Any, notes: list[str]) -> StockCa
 
 def _peak_of_child(settings: EngineSettings, n_ctx: int, n_tokens: int) -> dict[str, Any]:
     """Run `_peak` in a fresh process, because this one holds the stock cache as well."""
-    kv_type = settings.kv_type if isinstance(settings.kv_type, str) else ",".join(settings.kv_type)
     arguments = [
         *python_program("restkv_local.cli.bench"), "_peak",
-        "--tokens", str(n_tokens), "--context", str(n_ctx), "--budget", str(settings.budget),
-        "--method", settings.method, "--kv-type", kv_type, "--gpu-layers", str(settings.gpu_layers),
+        "--tokens", str(n_tokens), "--context", str(n_ctx), *settings.arguments(),
     ]
-    for name in ("model", "reserve", "threads", "seed"):
-        if (value := getattr(settings, name)) is not None:
-            arguments += [f"--{name}", str(value)]
-    if settings.unverified:
-        arguments.append("--unverified")
     child = subprocess.run(arguments, capture_output=True, text=True, env=os.environ, check=False)
     if child.returncode:
         reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
