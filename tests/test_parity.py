@@ -109,7 +109,15 @@ def test_with_a_guide(family: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "snapkv", "pooling": "avgpool", "kernel": 5},
+        {"method": "snapkv"},
+        {"method": "tova"},
+        {"method": "h2o"},
+        {"method": "lacache"},
+        {"method": "fifo"},
+        {"method": "knorm"},
+        {"method": "keydiff"},
+        {"indicator": "attention", "rows": "last"},
+        {"indicator": "attention-value-norm", "rows": "inverted-ema"},
         {"method": "streamingllm"},
         {"method": "random", "seed": 5},
         {"scale": 50},
