@@ -70,7 +70,7 @@ static void load_panel(const uint8_t * rows, size_t stride, ggml_type type, uint
     }
 }
 
-static uint32_t load_keys(const restkv_view & view, restkv_scratch & s, uint32_t from) {
+uint32_t restkv_load_keys(const restkv_view & view, restkv_scratch & s, uint32_t from) {
     const uint32_t n = std::min(s.panel_k, view.n_cells - from);
     if (s.keys_of != view.k || s.keys_from != from) {
         load_panel(view.k + from * view.k_stride, view.k_stride, view.k_type, n, view.d_k, s.keys.data(), s.panel_k,
@@ -93,13 +93,24 @@ uint32_t restkv_load_values(const restkv_view & view, restkv_scratch & s, uint32
 }
 
 std::vector<float> restkv_row_weights(const restkv_params & params, uint32_t n_rows) {
-    std::vector<float> e(n_rows, 1.0f / n_rows);
-    if (params.use_ema) {
+    const int32_t rows = params.rows != RESTKV_ROWS_AUTO ? params.rows :
+                         params.use_ema                  ? RESTKV_ROWS_EMA :
+                                                           RESTKV_ROWS_MEAN;
+
+    std::vector<float> e(n_rows, rows == RESTKV_ROWS_SUM ? 1.0f : 1.0f / n_rows);
+    if (rows == RESTKV_ROWS_LAST) {
+        std::fill(e.begin(), e.end(), 0.0f);
+        e.back() = 1.0f;
+    }
+    if (rows == RESTKV_ROWS_EMA || rows == RESTKV_ROWS_INVERTED_EMA) {
         const double alpha = params.alpha < 0.0f ? 2.0 / (n_rows + 1.0) : params.alpha;
         for (uint32_t i = 0; i < n_rows; ++i) {
             const double decay = std::pow(1.0 - alpha, n_rows - 1.0 - i);
             e[i]               = (float) (i == 0 ? decay : alpha * decay);
         }
+    }
+    if (rows == RESTKV_ROWS_INVERTED_EMA) {
+        std::reverse(e.begin(), e.end());
     }
     return e;
 }
@@ -130,7 +141,7 @@ void restkv_attend(const restkv_view & view, restkv_scratch & s, uint32_t drift_
             const uint32_t n_block = std::min(s.block_rows, view.n_rows - r0);
 
             for (uint32_t from = 0; from < view.n_cells;) {
-                const uint32_t n = load_keys(view, s, from);
+                const uint32_t n = restkv_load_keys(view, s, from);
                 kernels->matmul(q + (size_t) r0 * view.d_k, n_block, view.d_k, s.keys.data(), s.panel_k, n,
                                 s.logits.data() + from, s.n_pad);
                 from += n;

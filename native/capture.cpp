@@ -15,16 +15,17 @@ public:
     restkv_ring_input(restkv_cache & cache, ggml_tensor * rows) : cache(cache), rows(rows) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        const uint32_t       window = cache.params.window;
+        const uint32_t       n_ring = (uint32_t) cache.ring_pos.size();
         const uint32_t       n      = (uint32_t) rows->ne[0];
         const llama_pos *    pos    = ubatch->pos + (ubatch->n_tokens - n);
         std::vector<int64_t> data(n);
+        cache.observe_before(pos, n);
         for (uint32_t i = 0; i < n; ++i) {
-            const uint32_t row = (uint32_t) pos[i] % window;
+            const uint32_t row = (uint32_t) pos[i] % n_ring;
             // two positions of one row (a batch out of order): the later wins, the other goes to the spare row
             const bool     later =
-                std::any_of(pos + i + 1, pos + n, [&](llama_pos p) { return (uint32_t) p % window == row; });
-            data[i] = later ? window : row;
+                std::any_of(pos + i + 1, pos + n, [&](llama_pos p) { return (uint32_t) p % n_ring == row; });
+            data[i] = later ? n_ring : row;
             if (!later) {
                 cache.ring_pos[row] = pos[i];
             }
@@ -33,11 +34,11 @@ public:
     }
 
     bool can_reuse(const llm_graph_params & params) override {
-        return rows->ne[0] == std::min<int64_t>(params.ubatch.n_tokens, cache.params.window);
+        return rows->ne[0] == std::min<int64_t>(params.ubatch.n_tokens, (int64_t) cache.ring_pos.size());
     }
 
     restkv_cache & cache;
-    ggml_tensor *  rows;  // I64 [min(n_tokens, window)]
+    ggml_tensor *  rows;  // I64 [min(n_tokens, n_ring)]
 };
 
 void restkv_cache::capture(const llm_graph_context & graph, restkv_cache * cache, ggml_tensor * q, ggml_tensor * kq_b,
@@ -55,7 +56,7 @@ void restkv_cache::capture(const llm_graph_context & graph, restkv_cache * cache
     layer->has_bias = kq_b != nullptr;
     layer->captured = true;
 
-    const int64_t n = std::min<int64_t>(q->ne[2], cache->params.window);
+    const int64_t n = std::min<int64_t>(q->ne[2], (int64_t) cache->ring_pos.size());
 
     ggml_tensor * rows = nullptr;
     for (const auto & input : graph.res->inputs) {

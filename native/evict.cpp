@@ -1,7 +1,7 @@
 // One eviction of a whole cache: every (layer, KV head) is a task of its own. A task reads its head's cells, selects
 // and moves them; other heads of the same cells lie in other bytes, so tasks never meet.
 
-#include "restkv-cache.h"
+#include "evict.h"
 
 #include "compact.h"
 #include "methods/methods.h"
@@ -39,25 +39,6 @@ private:
 
 }  // namespace
 
-// What all tasks of one eviction share.
-struct evict_plan {
-    uint32_t             n_cells;   // in use, guide included
-    uint32_t             n_past;    // candidates
-    uint32_t             n_kept;    // cells that survive
-    uint32_t             n_window;  // of them, the last positions
-    std::vector<int32_t> tail_pos;  // positions of the cells [n_table, n_cells)
-    std::vector<int32_t> row_pos;
-    std::vector<int32_t> row_slots;
-};
-
-// One layer's rows in host memory: the cache itself, or a copy.
-struct layer_data {
-    uint8_t *          k = nullptr;
-    uint8_t *          v = nullptr;
-    std::vector<float> ring;   // [window + 1][n_head * d_k]
-    std::vector<float> sinks;  // [n_head], or empty
-};
-
 std::unique_ptr<llama_memory_context_i> restkv_cache::init_evict(llama_context * lctx) {
     return std::make_unique<evict_context>(*this, lctx);
 }
@@ -67,13 +48,13 @@ std::unique_ptr<llama_memory_context_i> restkv_cache::init_evict(llama_context *
 restkv_cache::window restkv_cache::rows(llama_pos pos_next, uint32_t n_max) const {
     window w;
     for (llama_pos pos = std::max<llama_pos>(0, pos_next - (llama_pos) n_max); pos < pos_next; ++pos) {
-        const uint32_t slot = (uint32_t) pos % params.window;
+        const uint32_t slot = (uint32_t) pos % (uint32_t) ring_pos.size();
         if (ring_pos[slot] == pos) {
             w.pos.push_back(pos);
             w.slots.push_back((int32_t) slot);
         }
     }
-    if (w.pos.size() % 2) {
+    if (method->pools && w.pos.size() % 2) {
         w.pos.erase(w.pos.begin());
         w.slots.erase(w.slots.begin());
     }
@@ -81,30 +62,20 @@ restkv_cache::window restkv_cache::rows(llama_pos pos_next, uint32_t n_max) cons
     return w;
 }
 
-void restkv_cache::evict_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
-                              const layer_data & data, restkv_scratch & scratch, int32_t * table_out) const {
+restkv_view restkv_cache::head_view(const layer_state & layer, uint32_t head_kv, const layer_data & data,
+                                    const std::vector<int32_t> & row_pos, const std::vector<int32_t> & row_slots,
+                                    restkv_scratch & scratch) const {
     const uint32_t group = layer.n_head / layer.n_head_kv;
 
-    std::vector<int32_t> & pos   = scratch.pos;
-    const int32_t *        table = layer.table.data() + (size_t) head_kv * params.budget;
-    std::copy(table, table + n_table, pos.begin());
-    std::copy(plan.tail_pos.begin(), plan.tail_pos.end(), pos.begin() + n_table);
-
-    uint8_t * const k = data.k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
-    uint8_t * const v = data.v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
-
     restkv_view view;
-    view.k        = k;
-    view.v        = v;
+    view.k        = data.k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
+    view.v        = data.v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
     view.k_stride = layer.k->nb[1];
     view.v_stride = layer.v->nb[1];
     view.k_type   = layer.k->type;
     view.v_type   = layer.v->type;
-    view.n_cells  = plan.n_cells;
-    view.n_past   = plan.n_past;
-    view.pos      = pos.data();
-    view.n_rows   = (uint32_t) plan.row_pos.size();
-    view.row_pos  = plan.row_pos.data();
+    view.n_rows   = (uint32_t) row_pos.size();
+    view.row_pos  = row_pos.data();
     view.group    = group;
     view.d_k      = layer.d_k;
     view.d_v      = layer.d_v;
@@ -112,13 +83,17 @@ void restkv_cache::evict_task(const layer_state & layer, uint32_t head_kv, const
     view.sinks    = data.sinks.empty() ? nullptr : data.sinks.data() + (size_t) head_kv * group;
     view.layer    = layer.il;
     view.head_kv  = head_kv;
+    view.i_layer  = (uint32_t) (&layer - layers.data());
+    view.n_layers = (uint32_t) layers.size();
+    view.cursor   = cursor;
     view.wo       = layer.wo.empty() ? nullptr : layer.wo.data() + (size_t) head_kv * group * layer.d_v * layer.d_v;
+    view.sums     = layer.sums.empty() ? nullptr : layer.sums.data() + (size_t) head_kv * params.capacity;
 
     if (method->uses_queries) {
         float * q = scratch.queries.data();
         for (uint32_t h = 0; h < group; ++h) {
             for (uint32_t i = 0; i < view.n_rows; ++i) {
-                const float * row = data.ring.data() + (size_t) plan.row_slots[i] * layer.n_head * layer.d_k +
+                const float * row = data.ring.data() + (size_t) row_slots[i] * layer.n_head * layer.d_k +
                                     (size_t) (head_kv * group + h) * layer.d_k;
                 for (uint32_t x = 0; x < layer.d_k; ++x) {
                     *q++ = row[x] * layer.kq_scale;
@@ -127,25 +102,75 @@ void restkv_cache::evict_task(const layer_state & layer, uint32_t head_kv, const
         }
         view.q = scratch.queries.data();
     }
+    return view;
+}
+
+// Scores of one KV head, and its best n_select past cells in scratch.kept.
+void restkv_cache::score_head(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
+                              const layer_data & data, restkv_scratch & scratch, uint32_t n_select) const {
+    std::vector<int32_t> & pos   = scratch.pos;
+    const int32_t *        table = layer.table.data() + (size_t) head_kv * params.budget;
+    std::copy(table, table + n_table, pos.begin());
+    std::copy(plan.tail_pos.begin(), plan.tail_pos.end(), pos.begin() + n_table);
+
+    restkv_view view = head_view(layer, head_kv, data, plan.row_pos, plan.row_slots, scratch);
+    view.n_cells     = plan.n_cells;
+    view.n_past      = plan.n_past;
+    view.pos         = pos.data();
 
     // a drift cannot reach one step while all positions lie within one step
     const bool     drifts = method->pools && params.pooling == RESTKV_POOLING_ADAPTIVE && view.n_rows > 1 &&
                             (int64_t) pos[plan.n_cells - 1] - pos[0] > (int64_t) params.scale;
     const uint32_t n_keep = plan.n_kept - plan.n_window;
-    restkv_score_head(view, params, drifts ? n_keep : 0, n_keep, scratch);
+    restkv_score_head(view, params, drifts ? n_keep : 0, n_select, scratch);
+}
 
-    // nothing below can fail
-    const int64_t t_start = ggml_time_us();
-    int32_t *     kept    = scratch.kept.data();
+// Keep the past cells of scratch.kept and the window. Nothing here can fail.
+void restkv_cache::move_head(const layer_state & layer, uint32_t head_kv, const evict_plan & plan, layer_data & data,
+                             restkv_scratch & scratch, int32_t * table_out) const {
+    const int64_t  t_start = ggml_time_us();
+    const uint32_t n_keep  = plan.n_kept - plan.n_window;
+    int32_t *      kept    = scratch.kept.data();
     for (uint32_t i = 0; i < plan.n_window; ++i) {
         kept[n_keep + i] = (int32_t) (plan.n_past + i);
     }
-    restkv_move_rows(k, view.k_stride, ggml_row_size(view.k_type, layer.d_k), kept, plan.n_kept);
-    restkv_move_rows(v, view.v_stride, ggml_row_size(view.v_type, layer.d_v), kept, plan.n_kept);
+    uint8_t * const k = data.k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
+    uint8_t * const v = data.v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
+    restkv_move_rows(k, layer.k->nb[1], ggml_row_size(layer.k->type, layer.d_k), kept, plan.n_kept);
+    restkv_move_rows(v, layer.v->nb[1], ggml_row_size(layer.v->type, layer.d_v), kept, plan.n_kept);
     for (uint32_t i = 0; i < plan.n_kept; ++i) {
-        table_out[i] = pos[kept[i]];
+        table_out[i] = scratch.pos[kept[i]];
+    }
+    if (data.sums) {
+        float * sums = data.sums + (size_t) head_kv * params.capacity;
+        for (uint32_t i = 0; i < plan.n_kept; ++i) {
+            sums[i] = sums[kept[i]];
+        }
+        std::fill(sums + plan.n_kept, sums + plan.n_cells, 0.0f);
     }
     scratch.times.compact += ggml_time_us() - t_start;
+}
+
+void restkv_cache::evict_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan, layer_data & data,
+                              restkv_scratch & scratch, int32_t * table_out) const {
+    score_head(layer, head_kv, plan, data, scratch, plan.n_kept - plan.n_window);
+    move_head(layer, head_kv, plan, data, scratch, table_out + (size_t) head_kv * params.budget);
+}
+
+// All KV heads of a layer keep one set, by the mean of their scores; so they hold the same positions at all times.
+void restkv_cache::evict_layer_task(const layer_state & layer, const evict_plan & plan, layer_data & data,
+                                    restkv_scratch & scratch, int32_t * table_out) const {
+    std::vector<float> total(plan.n_past, 0.0f);
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        score_head(layer, h, plan, data, scratch, 0);
+        for (uint32_t j = 0; j < plan.n_past; ++j) {
+            total[j] += scratch.row[j];
+        }
+    }
+    restkv_select_top(total.data(), plan.n_past, plan.n_kept - plan.n_window, scratch.kept.data());
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        move_head(layer, h, plan, data, scratch, table_out + (size_t) h * params.budget);
+    }
 }
 
 // Score and compact all layers. `moved` is set before the first row moves.
@@ -157,12 +182,14 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     std::vector<std::vector<int32_t>>          tables;
     std::vector<std::pair<uint32_t, uint32_t>> tasks;  // (layer, KV head) of the layers in host memory
     std::vector<uint32_t>                      on_device;
+    std::vector<restkv_scratch>                scratch;
     for (uint32_t l = 0; l < layers.size(); ++l) {
         const layer_state & layer = layers[l];
         group                     = std::max(group, layer.n_head / layer.n_head_kv);
         d_k                       = std::max(d_k, layer.d_k);
         d_v                       = std::max(d_v, layer.d_v);
         tables.emplace_back(layer.table.size());
+        data[l].sums = layers[l].sums.empty() ? nullptr : layers[l].sums.data();
         if (layer.ring) {
             data[l].ring.resize(ggml_nelements(layer.ring));
             ggml_backend_tensor_get(layer.ring, data[l].ring.data(), 0, ggml_nbytes(layer.ring));
@@ -179,10 +206,17 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         }
         data[l].k = (uint8_t *) layer.k->data;
         data[l].v = (uint8_t *) layer.v->data;
-        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        for (uint32_t h = 0; h < (method->per_layer ? 1 : layer.n_head_kv); ++h) {
             tasks.push_back({ l, h });
         }
     }
+    const auto evict_one = [&](uint32_t l, uint32_t h, uint32_t thread) {
+        if (method->per_layer) {
+            evict_layer_task(layers[l], plan, data[l], scratch[thread], tables[l].data());
+        } else {
+            evict_task(layers[l], h, plan, data[l], scratch[thread], tables[l].data());
+        }
+    };
 
     uint32_t n_tasks = (uint32_t) tasks.size();
     for (const uint32_t l : on_device) {
@@ -192,7 +226,6 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     const uint32_t       n_rows    = std::max<uint32_t>((uint32_t) plan.row_pos.size(), 1);
     std::vector<uint8_t> copy(n_copy);
 
-    std::vector<restkv_scratch> scratch;
     for (uint32_t t = 0; t < n_threads; ++t) {
         scratch.emplace_back(plan.n_cells, group, d_k, d_v, n_rows);
     }
@@ -200,7 +233,7 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     moved = true;
     restkv_parallel((uint32_t) tasks.size(), n_threads, [&](uint32_t task, uint32_t thread) {
         const auto [l, h] = tasks[task];
-        evict_task(layers[l], h, plan, data[l], scratch[thread], tables[l].data() + (size_t) h * params.budget);
+        evict_one(l, h, thread);
     });
 
     for (const uint32_t l : on_device) {
@@ -210,9 +243,8 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         data[l].v                 = copy.data() + n_k;
         ggml_backend_tensor_get(layer.k, data[l].k, 0, n_k);
         ggml_backend_tensor_get(layer.v, data[l].v, 0, plan.n_cells * layer.v->nb[1]);
-        restkv_parallel(layer.n_head_kv, std::min(n_threads, layer.n_head_kv), [&](uint32_t h, uint32_t thread) {
-            evict_task(layers[l], h, plan, data[l], scratch[thread], tables[l].data() + (size_t) h * params.budget);
-        });
+        const uint32_t n = method->per_layer ? 1 : layer.n_head_kv;
+        restkv_parallel(n, std::min(n_threads, n), [&](uint32_t h, uint32_t thread) { evict_one(l, h, thread); });
         ggml_backend_tensor_set(layer.k, data[l].k, 0, plan.n_kept * layer.k->nb[1]);
         ggml_backend_tensor_set(layer.v, data[l].v, 0, plan.n_kept * layer.v->nb[1]);
     }
@@ -250,6 +282,7 @@ void restkv_cache::drop_cells(uint32_t n_keep, llama_pos pos_next) {
     for (llama_pos & pos : ring_pos) {
         pos = pos >= pos_next ? -1 : pos;
     }
+    pos_seen = std::min(pos_seen, pos_next);
 }
 
 restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
@@ -284,6 +317,12 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             return restkv_fail(RESTKV_UNSUPPORTED, "the guide has overwritten cells of the sliding window: use a "
                                                    "shorter guide or a larger n_ubatch, and read the text again");
         }
+        lctx->synchronize();
+        observe();
+        if (votes_lost) {
+            return restkv_fail(RESTKV_NO_MEMORY, "memory ran out while the votes of the queries were counted: lower "
+                                                 "the budget or the threads and read the text again");
+        }
         if (n_doc <= params.budget) {
             if (n_guide > 0) {
                 memory->seq_rm(0, pos_next, -1);
@@ -291,7 +330,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             return RESTKV_NOTHING;
         }
 
-        const window w = rows(pos_of(n - 1) + 1, params.window);
+        const window w = method->accumulates ? window{} : rows(pos_of(n - 1) + 1, params.window);
         for (const layer_state & layer : layers) {
             if (method->uses_queries && (!layer.captured || layer.has_bias)) {
                 return restkv_fail(RESTKV_UNSUPPORTED, "layer " + std::to_string(layer.il) +
@@ -299,13 +338,12 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
                                                            "method streamingllm");
             }
         }
-        if (method->uses_queries && w.n_rows == 0) {
+        if (method->uses_queries && !method->accumulates && w.n_rows == 0) {
             return restkv_fail(RESTKV_UNSUPPORTED, "no queries of the last positions are stored: decode the next "
                                                    "tokens in pieces that fit the free cells");
         }
 
-        lctx->synchronize();
-        const int64_t t_start = ggml_time_us();
+        const int64_t t_start = ggml_time_us() - us_observe;
 
         evict_plan plan;
         plan.n_cells   = n;
@@ -320,6 +358,13 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
 
         restkv_event event = {};
         evict_cells(plan, event, moved);
+        event.us_attend += us_observe;
+        event.n_rows += n_voted;
+        us_observe = 0;
+        n_voted    = 0;
+        if (method->advance) {
+            cursor = method->advance(params, (uint32_t) layers.size(), n_doc, cursor);
+        }
 
         drop_cells(params.budget, pos_next);
         n_table   = params.budget;

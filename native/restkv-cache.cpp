@@ -84,7 +84,14 @@ void restkv_cache::init() {
                                std::vector<int32_t>((size_t) hparams.n_head_kv(layer.il) * params.budget) });
         }
         check_layers();
-        ring_pos.assign(params.window, -1);
+        ring_pos.assign(std::max(params.window, params.n_ring), -1);
+        const std::string reason = method->refuse ? method->refuse(params, (uint32_t) layers.size()) : "";
+        if (!reason.empty()) {
+            throw std::runtime_error(reason);
+        }
+        for (layer_state & layer : layers) {
+            layer.sums.assign(method->accumulates ? (size_t) layer.n_head_kv * params.capacity : 0, 0.0f);
+        }
         if (method->uses_queries) {
             init_ring();
         }
@@ -134,8 +141,8 @@ void restkv_cache::init_ring() {
             contexts[buft]        = ggml_init(init);
             buffers.emplace_back(contexts[buft], nullptr);
         }
-        layer.ring =
-            ggml_new_tensor_2d(contexts[buft], GGML_TYPE_F32, (int64_t) layer.n_head * layer.d_k, params.window + 1);
+        layer.ring = ggml_new_tensor_2d(contexts[buft], GGML_TYPE_F32, (int64_t) layer.n_head * layer.d_k,
+                                        (int64_t) ring_pos.size() + 1);
         ggml_format_name(layer.ring, "restkv_ring_l%u", layer.il);
     }
     for (auto & [ctx, buffer] : buffers) {
@@ -180,8 +187,11 @@ llama_pos restkv_cache::pos_of(uint32_t cell) const {
 }
 
 void restkv_cache::clear() {
-    n_table   = 0;
-    pos_exact = 0;
+    n_table    = 0;
+    pos_exact  = 0;
+    cursor     = 0;
+    votes_lost = false;
+    forget_from(0);
     std::fill(ring_pos.begin(), ring_pos.end(), -1);
 }
 
@@ -206,9 +216,7 @@ bool restkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
                                             " have been evicted: read the text again from its start");
         return false;
     }
-    for (llama_pos & pos : ring_pos) {
-        pos = pos >= p0 ? -1 : pos;
-    }
+    forget_from(p0);
     return true;
 }
 
@@ -267,6 +275,7 @@ restkv_stats restkv_cache::stats() const {
         s.bytes_ring += layer.ring ? ggml_nbytes(layer.ring) : 0;
         s.bytes_table += layer.table.size() * sizeof(int32_t);
         s.bytes_wo += layer.wo.size() * sizeof(float);
+        s.bytes_sums += layer.sums.size() * sizeof(float);
     }
     s.bytes_scratch = bytes_scratch;
     return s;

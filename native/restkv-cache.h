@@ -95,7 +95,7 @@ private:
 
         ggml_tensor * k;
         ggml_tensor * v;
-        ggml_tensor * ring;  // [n_head * d_k, window + 1], the last row takes what nobody needs
+        ggml_tensor * ring;  // [n_head * d_k, n_ring + 1], the last row takes what nobody needs
 
         // recorded when the graph is built
         float         kq_scale = 0.0f;
@@ -105,6 +105,7 @@ private:
 
         std::vector<float>   wo;     // [n_head][d_v][d_v] upper factors, or empty
         std::vector<int32_t> table;  // [n_head_kv][budget] positions
+        std::vector<float>   sums;   // [n_head_kv][capacity] attention of all queries so far, or empty (method h2o)
     };
 
     struct window {
@@ -115,16 +116,29 @@ private:
 
     explicit restkv_cache(llama_kv_cache & kv, restkv_armed armed);
 
-    uint32_t  n_used() const;
-    llama_pos pos_of(uint32_t cell) const;  // as llama.cpp's table has it
-    window    rows(llama_pos pos_next, uint32_t n_max) const;
-    void      check_layers() const;
-    void      evict_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
-                         const struct layer_data & data, restkv_scratch & scratch, int32_t * table_out) const;
-    void      evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
-    void      drop_cells(uint32_t n_keep, llama_pos pos_next);
-    void      init_ring();
-    void      init_wo();
+    uint32_t    n_used() const;
+    llama_pos   pos_of(uint32_t cell) const;  // as llama.cpp's table has it
+    window      rows(llama_pos pos_next, uint32_t n_max) const;
+    void        check_layers() const;
+    // One KV head with its queries in scratch.queries; the caller sets n_cells, n_past and pos.
+    restkv_view head_view(const layer_state & layer, uint32_t head_kv, const struct layer_data & data,
+                          const std::vector<int32_t> & row_pos, const std::vector<int32_t> & row_slots,
+                          restkv_scratch & scratch) const;
+    void        score_head(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                           const struct layer_data & data, restkv_scratch & scratch, uint32_t n_select) const;
+    void        move_head(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                          struct layer_data & data, restkv_scratch & scratch, int32_t * table_out) const;
+    void        evict_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                           struct layer_data & data, restkv_scratch & scratch, int32_t * table_out) const;
+    void        evict_layer_task(const layer_state & layer, const struct evict_plan & plan, struct layer_data & data,
+                                 restkv_scratch & scratch, int32_t * table_out) const;
+    void        evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
+    void        drop_cells(uint32_t n_keep, llama_pos pos_next);
+    void        init_ring();
+    void        observe();                                          // the queries in the ring vote (method h2o)
+    void        observe_before(const llama_pos * pos, uint32_t n);  // those that positions [n] would overwrite
+    void        forget_from(llama_pos p0);                          // queries and votes of what is cut
+    void        init_wo();
 
     llama_kv_cache &             kv;
     const restkv_armed           armed;
@@ -135,10 +149,17 @@ private:
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;
 
-    std::vector<llama_pos> ring_pos;  // [window] position whose query a row holds, or -1
+    std::vector<llama_pos> ring_pos;  // [n_ring] position whose query a row holds, or -1
 
     uint32_t  n_table   = 0;          // cells whose positions are in the tables
     llama_pos pos_exact = 0;          // position after the last eviction
+    uint32_t  cursor    = 0;          // where the next eviction goes on (restkv_method::advance)
+
+    // method h2o
+    llama_pos pos_seen   = 0;      // queries before it have voted
+    bool      votes_lost = false;  // memory ran out
+    int64_t   us_observe = 0;      // since the last eviction
+    uint32_t  n_voted    = 0;      // likewise
 
     uint64_t                 n_evictions   = 0;
     uint64_t                 n_evicted     = 0;

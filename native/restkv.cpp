@@ -88,9 +88,9 @@ restkv_status restkv_arm(const restkv_params * params, const char * path_model, 
     if (const restkv_status status = restkv_check_params(*params)) {
         return status;
     }
-    if (params->capacity <= params->budget || params->reduce == RESTKV_REDUCE_NONE) {
-        return restkv_fail(RESTKV_INVALID,
-                           "the capacity must be above the budget, and the heads of a group share one set");
+    if (params->window < 1 || params->capacity <= params->budget || params->reduce == RESTKV_REDUCE_NONE) {
+        return restkv_fail(RESTKV_INVALID, "the window must not be empty, the capacity must be above the budget, and "
+                                           "the heads of a group share one set");
     }
     if (params->use_wo && restkv_find_method(params->method)->uses_wo && !path_model) {
         return restkv_fail(RESTKV_INVALID, "the model's file is needed for its output projections");

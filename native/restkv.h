@@ -19,7 +19,7 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 1
+#define RESTKV_ABI_VERSION 2
 
 #define RESTKV_NAME_MAX 32
 
@@ -51,6 +51,23 @@ typedef enum restkv_metric_mode {
     RESTKV_METRIC_BEFORE = 1,  // one distance per query and cell, then aggregate
 } restkv_metric_mode;
 
+// What a cell's score is made of (method restkv; the ablation of its paper).
+typedef enum restkv_indicator {
+    RESTKV_INDICATOR_RECONSTRUCTION = 0,  // change of the layer's output
+    RESTKV_INDICATOR_ATTENTION      = 1,
+    RESTKV_INDICATOR_ATTENTION_V    = 2,  // attention times the length of the value
+} restkv_indicator;
+
+// How the rows of the window become one (method restkv).
+typedef enum restkv_rows {
+    RESTKV_ROWS_AUTO         = 0,  // as use_ema says: EMA or MEAN
+    RESTKV_ROWS_EMA          = 1,  // the newest row weighs alpha
+    RESTKV_ROWS_MEAN         = 2,
+    RESTKV_ROWS_INVERTED_EMA = 3,  // the oldest row weighs alpha
+    RESTKV_ROWS_LAST         = 4,  // the newest row alone
+    RESTKV_ROWS_SUM          = 5,  // not divided by their number (not with RECONSTRUCTION)
+} restkv_rows;
+
 typedef enum restkv_reduce {
     RESTKV_REDUCE_NONE = 0,  // one set per query head (restkv_score only)
     RESTKV_REDUCE_MEAN = 1,
@@ -76,6 +93,12 @@ typedef struct restkv_params {
     uint8_t  reserved;
     uint32_t n_threads;  // 0: all cores
     uint64_t seed;       // method random
+    int32_t  indicator;  // restkv_indicator
+    int32_t  rows;       // restkv_rows
+    uint32_t n_ring;     // queries that are remembered, at least the window; 0: window
+    uint32_t sinks;      // method lacache: first cells that are never dropped
+    uint32_t span;       // method lacache: layers in which a cell survives a pass; 0: half of them
+    uint32_t overlap;    // method lacache: layers that neighbouring rungs share
 } restkv_params;
 
 RESTKV_API uint32_t     restkv_abi_version(void);
@@ -134,6 +157,7 @@ typedef struct restkv_stats {
     uint64_t bytes_ring;
     uint64_t bytes_table;  // positions per layer, KV head and cell
     uint64_t bytes_wo;     // matrices made from W_o
+    uint64_t bytes_sums;   // attention added up per layer, KV head and cell (method h2o)
     uint64_t bytes_scratch;
 } restkv_stats;
 
@@ -176,16 +200,20 @@ typedef struct restkv_score_args {
     uint32_t        n_head;
     uint32_t        n_head_kv;
     uint32_t        n_embd_head;
-    uint32_t        n_cells;     // N
-    uint32_t        n_embd_out;  // rows of W_o
-    uint32_t        layer;       // method random
-    int32_t         type_kv;     // ggml type of k and v: F32 or F16
-    float           attn_scale;  // 0: 1 / sqrt(n_embd_head)
-    const float *   q;           // [n_head, window, n_embd_head]
-    const void *    k;           // [n_head_kv, N, n_embd_head]
-    const void *    v;           // [n_head_kv, N, n_embd_head]
-    const float *   wo;          // [n_embd_out, n_head * n_embd_head], or NULL
-    const int32_t * pos;         // [n_head_kv, N] ascending text positions, or NULL: 0 .. N-1
+    uint32_t        n_cells;      // N
+    uint32_t        n_embd_out;   // rows of W_o
+    uint32_t        layer;        // methods random and lacache
+    uint32_t        n_layer;      // method lacache: of how many layers
+    uint32_t        cursor;       // method lacache: cell where the next rung starts; 0: after the sinks
+    uint32_t        n_rows;       // queries given: those of the last n_rows cells; 0: window
+    uint32_t        all_visible;  // method h2o: rows before the window see every cell, as in the published ReST-KV code
+    int32_t         type_kv;      // ggml type of k and v: F32 or F16
+    float           attn_scale;   // 0: 1 / sqrt(n_embd_head)
+    const float *   q;            // [n_head, n_rows, n_embd_head]
+    const void *    k;            // [n_head_kv, N, n_embd_head]
+    const void *    v;            // [n_head_kv, N, n_embd_head]
+    const float *   wo;           // [n_embd_out, n_head * n_embd_head], or NULL
+    const int32_t * pos;          // [n_head_kv, N] ascending text positions, or NULL: 0 .. N-1
 } restkv_score_args;
 
 typedef struct restkv_score_out {

@@ -10,6 +10,14 @@
 #include <new>
 #include <numeric>
 
+// Queries that are read.
+static uint32_t rows_of(const restkv_score_args & a) {
+    if (!restkv_find_method(a.params.method)->uses_queries) {
+        return 0;
+    }
+    return a.n_rows > 0 ? a.n_rows : a.params.window;
+}
+
 static restkv_status check_score(const restkv_score_args & a, const restkv_score_out & out) {
     if (const restkv_status status = restkv_check_params(a.params)) {
         return status;
@@ -20,6 +28,14 @@ static restkv_status check_score(const restkv_score_args & a, const restkv_score
     if (a.n_head == 0 || a.n_head_kv == 0 || a.n_head % a.n_head_kv != 0 || a.n_embd_head == 0 || a.n_embd_head > 512) {
         return restkv_fail(RESTKV_INVALID,
                            "restkv_score: the heads must be a multiple of the KV heads, their size at most 512");
+    }
+    const restkv_method * method = restkv_find_method(a.params.method);
+    if (method->uses_queries && (rows_of(a) == 0 || rows_of(a) > a.n_cells)) {
+        return restkv_fail(RESTKV_INVALID, "restkv_score: no queries, or more of them than cells");
+    }
+    const std::string reason = method->refuse ? method->refuse(a.params, a.n_layer) : "";
+    if (!reason.empty() || (method->refuse && (a.layer >= a.n_layer || a.cursor > a.params.budget))) {
+        return restkv_fail(RESTKV_INVALID, reason.empty() ? "restkv_score: no such layer or cursor" : reason);
     }
     if (a.n_cells <= a.params.window) {
         return restkv_fail(RESTKV_INVALID, "restkv_score: more cells than the window are needed");
@@ -45,6 +61,28 @@ static std::vector<float> factor_wo(const restkv_score_args & a) {
     return factors;
 }
 
+// One set for all KV heads: by the mean of all query heads, which `smoothed` then holds in every row.
+static void share_set(const restkv_score_args & a, restkv_score_out & out, uint32_t n_keep) {
+    const uint32_t       n_past = a.n_cells - a.params.window;
+    const uint32_t       n_sets = a.params.reduce == RESTKV_REDUCE_NONE ? a.n_head : a.n_head_kv;
+    std::vector<float>   mean(n_past);
+    std::vector<int32_t> selected(n_past);
+    for (uint32_t j = 0; j < n_past; ++j) {
+        double sum = 0.0;
+        for (uint32_t h = 0; h < a.n_head; ++h) {
+            sum += out.smoothed[(size_t) h * n_past + j];
+        }
+        mean[j] = (float) (sum / a.n_head);
+    }
+    restkv_select_top(mean.data(), n_past, n_keep, selected.data());
+    for (uint32_t h = 0; h < a.n_head; ++h) {
+        std::copy(mean.begin(), mean.end(), out.smoothed + (size_t) h * n_past);
+    }
+    for (uint32_t s = 0; s < n_sets; ++s) {
+        std::copy_n(selected.data(), n_keep, out.indices + (size_t) s * n_keep);
+    }
+}
+
 restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * out) {
     if (!args || !out) {
         return restkv_fail(RESTKV_INVALID, "restkv_score: no arguments");
@@ -57,6 +95,7 @@ restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * ou
     const restkv_method *     method = restkv_find_method(p.method);
 
     const uint32_t group  = a.n_head / a.n_head_kv;
+    const uint32_t n_rows = rows_of(a);
     const uint32_t n_past = a.n_cells - p.window;
     const uint32_t n_keep = p.budget - p.window;
     const size_t   size   = a.type_kv == GGML_TYPE_F32 ? sizeof(float) : sizeof(ggml_fp16_t);
@@ -71,15 +110,16 @@ restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * ou
     try {
         const std::vector<float> wo = a.wo && p.use_wo && method->uses_wo ? factor_wo(a) : std::vector<float>();
 
-        std::vector<float> q(a.q, a.q + (size_t) a.n_head * p.window * a.n_embd_head);
+        std::vector<float> q(a.q, a.q + (size_t) a.n_head * n_rows * a.n_embd_head);
         for (float & x : q) {
             x *= scale;
         }
         std::vector<int32_t> plain(a.n_cells);
         std::iota(plain.begin(), plain.end(), 0);
         std::vector<int32_t> selected(n_past);
+        std::vector<int32_t> row_pos(n_rows);
 
-        restkv_scratch scratch(a.n_cells, group, a.n_embd_head, a.n_embd_head, p.window);
+        restkv_scratch scratch(a.n_cells, group, a.n_embd_head, a.n_embd_head, n_rows);
         for (uint32_t hk = 0; hk < a.n_head_kv; ++hk) {
             restkv_view view;
             view.k        = (const uint8_t *) a.k + (size_t) hk * a.n_cells * stride;
@@ -89,14 +129,21 @@ restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * ou
             view.n_cells              = a.n_cells;
             view.n_past               = n_past;
             view.pos                  = a.pos ? a.pos + (size_t) hk * a.n_cells : plain.data();
-            view.q                    = q.data() + (size_t) hk * group * p.window * a.n_embd_head;
-            view.n_rows               = p.window;
-            view.row_pos              = view.pos + n_past;
+            view.q                    = q.data() + (size_t) hk * group * n_rows * a.n_embd_head;
+            view.n_rows               = n_rows;
+            view.row_pos              = row_pos.data();
             view.group                = group;
             view.d_k = view.d_v = a.n_embd_head;
-            view.wo      = wo.empty() ? nullptr : wo.data() + (size_t) hk * group * a.n_embd_head * a.n_embd_head;
-            view.layer   = a.layer;
-            view.head_kv = hk;
+            view.wo       = wo.empty() ? nullptr : wo.data() + (size_t) hk * group * a.n_embd_head * a.n_embd_head;
+            view.layer    = a.layer;
+            view.head_kv  = hk;
+            view.i_layer  = a.layer;
+            view.n_layers = a.n_layer;
+            view.cursor   = a.cursor;
+            for (uint32_t i = 0; i < n_rows; ++i) {
+                const bool blind = a.all_visible && method->accumulates && i + p.window < n_rows;
+                row_pos[i]       = view.pos[blind ? a.n_cells - 1 : a.n_cells - n_rows + i];
+            }
 
             // with positions, as in the cache: no drift while they all lie within one step
             const bool drifts = adaptive && (!a.pos || (int64_t) view.pos[a.n_cells - 1] - view.pos[0] > p.scale);
@@ -118,6 +165,9 @@ restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * ou
                 const uint32_t n = std::min(n_keep, n_past);
                 std::copy_n(scratch.kept.data(), n, out->indices + (size_t) hk * n);
             }
+        }
+        if (method->per_layer) {
+            share_set(a, *out, std::min(n_keep, n_past));
         }
     } catch (const std::exception &) {
         return restkv_fail(RESTKV_NO_MEMORY, "not enough memory to score these arrays");

@@ -45,9 +45,15 @@ struct restkv_view {
     // Upper factors R of W_h' W_h, [group][d_v][d_v]: ||W_h x|| = ||R x||. Null: identity.
     const float * wo = nullptr;
 
-    // Which head this is, for method random.
-    uint32_t layer   = 0;
-    uint32_t head_kv = 0;
+    // Which head this is, for the methods random and lacache.
+    uint32_t layer    = 0;
+    uint32_t head_kv  = 0;
+    uint32_t i_layer  = 0;  // index among the evicting layers, and their number
+    uint32_t n_layers = 1;
+    uint32_t cursor   = 0;  // where the last eviction stopped (restkv_method::advance)
+
+    // Votes of all queries so far, [N], or null (restkv_method::accumulates).
+    const float * sums = nullptr;
 };
 
 struct restkv_times {
@@ -116,10 +122,13 @@ public:
 // every head over the `drift_top` largest cells of each row (positions, first half of the rows minus second half).
 void restkv_attend(const restkv_view & view, restkv_scratch & scratch, uint32_t drift_top, restkv_row_sink & sink);
 
+// Fill scratch.keys with the panel that starts at cell `from`; returns its number of cells.
+uint32_t restkv_load_keys(const restkv_view & view, restkv_scratch & scratch, uint32_t from);
+
 // Fill scratch.values with the panel that starts at cell `from`; returns its number of cells.
 uint32_t restkv_load_values(const restkv_view & view, restkv_scratch & scratch, uint32_t from);
 
-// Weights of the rows, oldest first. use_ema: e_0 = (1-alpha)^(w-1), e_i = alpha (1-alpha)^(w-1-i). Else the mean.
+// Weights of the rows, oldest first, as params.rows says. EMA: e_0 = (1-alpha)^(w-1), e_i = alpha (1-alpha)^(w-1-i).
 std::vector<float> restkv_row_weights(const restkv_params & params, uint32_t n_rows);
 
 // ---- smooth ------------------------------------------------------------------------------------

@@ -3,9 +3,12 @@
 
 #include "restkv-cache.h"
 
+#include "methods/methods.h"
+
 #include "llama-io.h"
 #include "llama-kv-cache.h"
 
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -19,9 +22,13 @@ struct state_header {
     llama_pos pos_exact;
     uint64_t  n_evictions;
     uint64_t  n_evicted;
+    uint32_t  n_ring;
+    uint32_t  cursor;
+    llama_pos pos_seen;
+    uint32_t  has_sums;
 };
 
-constexpr char MAGIC[8] = { 'R', 'S', 'T', 'K', 'V', 'S', 'T', '1' };
+constexpr char MAGIC[8] = { 'R', 'S', 'T', 'K', 'V', 'S', 'T', '2' };
 
 }  // namespace
 
@@ -35,11 +42,18 @@ void restkv_cache::state_write(llama_io_write_i & io) const {
     header.pos_exact   = pos_exact;
     header.n_evictions = n_evictions;
     header.n_evicted   = n_evicted;
+    header.n_ring      = (uint32_t) ring_pos.size();
+    header.cursor      = cursor;
+    header.pos_seen    = pos_seen;
+    header.has_sums    = method->accumulates ? 1 : 0;
     io.write(&header, sizeof(header));
     io.write(ring_pos.data(), ring_pos.size() * sizeof(llama_pos));
     for (const layer_state & layer : layers) {
         for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
             io.write(layer.table.data() + (size_t) h * params.budget, n_table * sizeof(int32_t));
+            if (method->accumulates) {
+                io.write(layer.sums.data() + (size_t) h * params.capacity, n_used() * sizeof(float));
+            }
         }
         const uint64_t n_ring = layer.ring ? ggml_nbytes(layer.ring) : 0;
         io.write(&n_ring, sizeof(n_ring));
@@ -59,14 +73,23 @@ void restkv_cache::state_read(llama_io_read_i & io) {
         if (memcmp(header.magic, MAGIC, sizeof(MAGIC)) != 0) {
             reject("it was saved without eviction");
         }
-        if (header.n_layer != layers.size() || header.window != params.window) {
-            reject("its layers or its window differ");
+        if (header.n_layer != layers.size() || header.window != params.window || header.n_ring != ring_pos.size()) {
+            reject("its layers, its window or its ring of queries differ");
+        }
+        if (header.has_sums != (method->accumulates ? 1u : 0u)) {
+            reject("one of both caches counts votes (method h2o) and the other does not");
+        }
+        if (header.cursor > params.budget) {
+            reject("its place in the ladder lies beyond the budget");
         }
         if (header.n_table > params.budget || header.n_table > n_used()) {
             reject("its budget is larger than this cache's");
         }
         const llama_kv_cells & cells = kv.v_cells[0];
         if (header.pos_exact < 0 || header.pos_exact > (int64_t) cells.seq_pos_max(0) + 1) {
+            reject("its positions are out of order");
+        }
+        if (header.pos_seen < 0 || header.pos_seen > (int64_t) cells.seq_pos_max(0) + 1) {
             reject("its positions are out of order");
         }
         // the tables stand for the first cells; the positions of the others follow each other
@@ -82,7 +105,7 @@ void restkv_cache::state_read(llama_io_read_i & io) {
         std::vector<llama_pos> ring(ring_pos.size());
         io.read(ring.data(), ring.size() * sizeof(llama_pos));
         for (uint32_t slot = 0; slot < ring.size(); ++slot) {
-            if (ring[slot] != -1 && (ring[slot] < 0 || (uint32_t) ring[slot] % params.window != slot)) {
+            if (ring[slot] != -1 && (ring[slot] < 0 || (uint32_t) ring[slot] % (uint32_t) ring.size() != slot)) {
                 reject("its queries are out of order");
             }
         }
@@ -93,6 +116,16 @@ void restkv_cache::state_read(llama_io_read_i & io) {
                 for (uint32_t i = 0; i < header.n_table; ++i) {
                     if (table[i] < (i > 0 ? table[i - 1] + 1 : 0) || table[i] >= header.pos_exact) {
                         reject("its positions are out of order");
+                    }
+                }
+                if (method->accumulates) {
+                    float * sums = layer.sums.data() + (size_t) h * params.capacity;
+                    std::fill(sums, sums + params.capacity, 0.0f);
+                    io.read(sums, n_used() * sizeof(float));
+                    for (uint32_t i = 0; i < n_used(); ++i) {
+                        if (!(sums[i] >= 0.0f && std::isfinite(sums[i]))) {
+                            reject("its votes are no sums of attention");
+                        }
                     }
                 }
             }
@@ -108,6 +141,9 @@ void restkv_cache::state_read(llama_io_read_i & io) {
         ring_pos    = std::move(ring);
         n_table     = header.n_table;
         pos_exact   = header.pos_exact;
+        cursor      = header.cursor;
+        pos_seen    = header.pos_seen;
+        votes_lost  = false;
         n_evictions = header.n_evictions;
         n_evicted   = header.n_evicted;
     } catch (const std::exception & e) {

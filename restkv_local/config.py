@@ -7,18 +7,25 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from .errors import ConfigError
+from .methods import TRAITS, Traits
 
-Method = Literal["restkv", "snapkv", "streamingllm", "random", "full"]
+Method = Literal[
+    "restkv", "snapkv", "tova", "h2o", "streamingllm", "lacache", "fifo", "random", "keydiff", "knorm", "full"
+]
 Prefill = Literal["stream", "exact", "guided"]
 Pooling = Literal["none", "avgpool", "maxpool", "adaptive"]
 MetricMode = Literal["after", "before"]
 Reduce = Literal["mean", "max"]
+Indicator = Literal["reconstruction", "attention", "attention-value-norm"]
+Rows = Literal["ema", "mean", "inverted-ema", "last"]
 
-METHODS: tuple[str, ...] = ("restkv", "snapkv", "streamingllm", "random", "full")
+METHODS: tuple[str, ...] = (*TRAITS, "full")
 PREFILLS: tuple[str, ...] = ("stream", "exact", "guided")
 POOLINGS: tuple[str, ...] = ("none", "avgpool", "maxpool", "adaptive")
 METRIC_MODES: tuple[str, ...] = ("after", "before")
 REDUCES: tuple[str, ...] = ("mean", "max")
+INDICATORS: tuple[str, ...] = ("reconstruction", "attention", "attention-value-norm")
+ROWS: tuple[str, ...] = ("ema", "mean", "inverted-ema", "last")
 KV_TYPES: tuple[str, ...] = ("f16", "bf16", "q8_0", "q4_0")
 
 DEFAULT_CONTEXT = 131072
@@ -30,6 +37,8 @@ DEFAULT_RESERVE = 1024
 WINDOW_MAX = 1024
 KERNEL_MAX = 1023
 CELLS_MAX = 1 << 24
+# Most queries that method "h2o" remembers until they have voted; a ubatch must not be larger.
+H2O_QUERIES = 512
 # A guide longer than this is cut to its last tokens: only the last `window` queries score.
 GUIDE_MAX = 128
 # Capacities are rounded up to this many cells: the attention kernels read that many at a time.
@@ -49,13 +58,17 @@ class EvictConfig:
     prefill: how a prompt longer than the capacity is read (docs/prefill.md).
     window: the last positions; their queries score, their cells are always kept. Even.
     alpha: weight of the newest row of the window (EMA); None: 2 / (window + 1).
-    kernel: width of the pooling, odd; the smallest width of the adaptive one. 21, because retrieval of a single fact
-        hangs on its neighbours being kept: 5 loses a pass key at 256 cells where 13 to 41 keep it.
+    kernel: width of the pooling, odd; the smallest width of the adaptive one. None: the method's own.
     scale: positions of drift per step of the adaptive kernel.
     tau: exponent of the output distance (metric_mode "after" with use_wo).
-    pooling, metric_mode, use_wo, use_norm, use_ema: options of ReST-KV (docs/methods.md).
+    pooling: how scores are smoothed along the text, of methods that do so. None: the method's own.
+    metric_mode, use_wo, use_norm, use_ema: options of ReST-KV (docs/methods.md).
+    indicator: what ReST-KV's score is made of; the last two are of its paper's ablation.
+    rows: how ReST-KV averages the rows of the window; None: as use_ema says.
     reduce: how the query heads of a group share one set: mean or max of their smoothed scores.
-    sinks: first positions that method "streamingllm" keeps.
+    sinks: first positions that the methods "streamingllm" and "lacache" keep.
+    span: layers in which method "lacache" keeps a cell per pass; None: half of them.
+    overlap: layers that neighbouring rungs of method "lacache" share.
     seed: of method "random".
     unverified: evict a model family whose attention was not checked against the reference.
     """
@@ -66,36 +79,50 @@ class EvictConfig:
     prefill: Prefill = "stream"
     window: int = 32
     alpha: float | None = 0.3
-    kernel: int = 21
+    kernel: int | None = None
     scale: int = 2000
     tau: float = 1.0
-    pooling: Pooling = "adaptive"
+    pooling: Pooling | None = None
     metric_mode: MetricMode = "after"
     use_wo: bool = True
     use_norm: bool = False
     use_ema: bool = True
+    indicator: Indicator = "reconstruction"
+    rows: Rows | None = None
     reduce: Reduce = "mean"
     sinks: int = 4
+    span: int | None = None
+    overlap: int = 0
     seed: int = 0
     unverified: bool = False
 
     def __post_init__(self) -> None:
         one_of("method", self.method, METHODS)
         one_of("prefill", self.prefill, PREFILLS)
-        one_of("pooling", self.pooling, POOLINGS)
+        if self.pooling is not None:
+            one_of("pooling", self.pooling, POOLINGS)
         one_of("metric_mode", self.metric_mode, METRIC_MODES)
         one_of("reduce", self.reduce, REDUCES)
         in_range("window", self.window, 2, WINDOW_MAX)
         if self.window % 2:
             raise ConfigError(f"window must be even (the drift compares its two halves); {self.window} is odd")
-        in_range("kernel", self.kernel, 1, KERNEL_MAX)
-        if self.kernel % 2 == 0:
-            raise ConfigError(f"kernel must be odd; try {self.kernel + 1}")
+        one_of("indicator", self.indicator, INDICATORS)
+        if self.rows is not None:
+            one_of("rows", self.rows, ROWS)
+        if self.kernel is not None:
+            in_range("kernel", self.kernel, 1, KERNEL_MAX)
+            if self.kernel % 2 == 0:
+                raise ConfigError(f"kernel must be odd; try {self.kernel + 1}")
         in_range("scale", self.scale, 1, CELLS_MAX)
         in_range("tau", self.tau, 0.0, 16.0)
         if self.alpha is not None and not 0.0 < self.alpha <= 1.0:
             raise ConfigError(f"alpha must be above 0 and at most 1, or None; got {self.alpha}")
         in_range("sinks", self.sinks, 0, CELLS_MAX)
+        if self.span is not None:
+            in_range("span", self.span, 1, CELLS_MAX)
+        in_range("overlap", self.overlap, 0, CELLS_MAX)
+        if self.method == "h2o" and self.reduce != "mean":
+            raise ConfigError("method 'h2o' adds up one number per KV head: reduce must be 'mean'")
         in_range("seed", self.seed, 0, 2**64 - 1)
         if isinstance(self.budget, bool) or not isinstance(self.budget, (int, str)):
             raise ConfigError(f"budget must be a number of cells or a size such as '512MB'; got {self.budget!r}")
@@ -109,7 +136,48 @@ class EvictConfig:
     @property
     def budget_min(self) -> int:
         """Smallest budget in cells that these settings allow."""
-        return max(self.window, self.sinks if self.method == "streamingllm" else 0) + 2
+        return max(self.window, self.sinks if self.method in ("streamingllm", "lacache") else 0) + 2
+
+    @property
+    def traits(self) -> Traits:
+        """What the method needs; nothing for "full"."""
+        return TRAITS.get(self.method, Traits())
+
+    @property
+    def kernel_used(self) -> int:
+        """Width of the pooling: the method's own when none is set."""
+        return self.traits.kernel if self.kernel is None else self.kernel
+
+    @property
+    def pooling_used(self) -> str:
+        """The smoothing along the text: the method's own when none is set."""
+        return self.traits.pooling if self.pooling is None else self.pooling
+
+    @property
+    def rows_used(self) -> str:
+        """The weighting of the window's rows: `rows`, or what use_ema says."""
+        return self.rows or ("ema" if self.use_ema else "mean")
+
+    @property
+    def reads_wo(self) -> bool:
+        """Whether the scores need the output projections."""
+        return self.method == "restkv" and self.use_wo and self.indicator == "reconstruction"
+
+    def window_cells(self, budget: int) -> int:
+        """The last cells that are always kept, of a budget in cells.
+
+        StreamingLLM looks at no query: all of its budget that is not a sink is window. TOVA protects the newest cell.
+        """
+        if self.method == "streamingllm":
+            return budget - self.sinks
+        return 1 if self.method == "tova" else self.window
+
+    def ring_rows(self, budget: int, capacity: int) -> int:
+        """Queries remembered per layer: those of the window, or those that have not voted yet (h2o)."""
+        if self.traits.queries == "none":
+            return 0
+        window = self.window_cells(budget)
+        return max(window, min(capacity - budget, H2O_QUERIES)) if self.traits.queries == "all" else window
 
     def with_(self, **changes: Any) -> EvictConfig:
         """A copy with some settings changed; unknown names are refused."""

@@ -109,6 +109,7 @@ class Facts:
             ring_bytes=0 if stats is None else stats.bytes_ring,
             table_bytes=0 if stats is None else stats.bytes_table,
             wo_bytes=0 if stats is None else stats.bytes_wo,
+            sums_bytes=0 if stats is None else stats.bytes_sums,
             positions=positions,
             cells=positions if stats is None else stats.n_cells,
             n_evictions=0 if stats is None else stats.n_evictions,

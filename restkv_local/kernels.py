@@ -67,6 +67,10 @@ def run_stages(inputs: ScoreInputs, n_threads: int) -> Scores:
         n_cells=inputs.n_cells,
         n_embd_out=0 if inputs.wo is None else inputs.wo.shape[0],
         layer=p.layer,
+        n_layer=p.num_layers or 1,
+        cursor=p.cursor,
+        n_rows=inputs.n_rows,
+        all_visible=p.official_mask,
         type_kv=native.GGML_F16 if inputs.k.dtype == np.float16 else native.GGML_F32,
         attn_scale=p.attn_scale or 0.0,
         q=address(inputs.q),
@@ -83,6 +87,8 @@ def run_stages(inputs: ScoreInputs, n_threads: int) -> Scores:
         indices=address(flat),
     )
     native.check(native.lib().restkv_score(C.byref(args), C.byref(out)))
+    if not p.pools:
+        kernels.fill(p.kernel)  # what the caller said, which nothing looks at
     return raw, smoothed, flat.reshape(sets, -1), kernels, shifts
 
 
@@ -94,18 +100,23 @@ def score_params(inputs: ScoreInputs, n_threads: int) -> native.Params:
         budget=p.budget,
         capacity=0,
         window=p.window,
-        kernel=p.kernel,
+        kernel=p.kernel if p.pools else 1,
         scale=p.scale,
         pooling=native.POOLING[p.pooling],
         metric_mode=native.METRIC_MODE[p.metric_mode],
         reduce=native.REDUCE[p.reduce],
         alpha=-1.0 if p.alpha is None else p.alpha,
         tau=p.tau,
-        use_wo=p.use_wo,
+        use_wo=p.reads_wo,
         use_norm=p.use_norm,
         use_ema=p.use_ema,
         n_threads=n_threads,
         seed=p.seed,
+        indicator=native.INDICATOR[p.indicator],
+        rows=native.ROWS[p.rows or ("ema" if p.use_ema else "mean")],
+        sinks=p.start_size,
+        span=p.span or 0,
+        overlap=p.overlap,
     )
 
 

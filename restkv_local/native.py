@@ -15,7 +15,7 @@ from typing import Any
 from .config import EvictConfig
 from .errors import ConfigError, EvictionError, LibraryError, ModelError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 NAME_MAX = 32
 REFUSAL_MAX = 256
 
@@ -25,6 +25,8 @@ OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY = range(6)
 POOLING = {"none": 0, "avgpool": 1, "maxpool": 2, "adaptive": 3}
 METRIC_MODE = {"after": 0, "before": 1}
 REDUCE: dict[str | None, int] = {None: 0, "mean": 1, "max": 2}
+INDICATOR = {"reconstruction": 0, "attention": 1, "attention-value-norm": 2}
+ROWS = {"ema": 1, "mean": 2, "inverted-ema": 3, "last": 4, "sum": 5}
 # ggml types of the arrays that restkv_score takes.
 GGML_F32, GGML_F16 = 0, 1
 
@@ -57,6 +59,12 @@ class Params(C.Structure):
         ("reserved", C.c_uint8),
         ("n_threads", C.c_uint32),
         ("seed", C.c_uint64),
+        ("indicator", C.c_int32),
+        ("rows", C.c_int32),
+        ("n_ring", C.c_uint32),
+        ("sinks", C.c_uint32),
+        ("span", C.c_uint32),
+        ("overlap", C.c_uint32),
     ]
 
 
@@ -97,6 +105,7 @@ class Stats(C.Structure):
         ("bytes_ring", C.c_uint64),
         ("bytes_table", C.c_uint64),
         ("bytes_wo", C.c_uint64),
+        ("bytes_sums", C.c_uint64),
         ("bytes_scratch", C.c_uint64),
     ]
 
@@ -135,6 +144,10 @@ class ScoreArgs(C.Structure):
         ("n_cells", C.c_uint32),
         ("n_embd_out", C.c_uint32),
         ("layer", C.c_uint32),
+        ("n_layer", C.c_uint32),
+        ("cursor", C.c_uint32),
+        ("n_rows", C.c_uint32),
+        ("all_visible", C.c_uint32),
         ("type_kv", C.c_int32),
         ("attn_scale", C.c_float),
         ("q", C.c_void_p),
@@ -274,23 +287,27 @@ def params_from(config: EvictConfig, *, budget: int, capacity: int, n_threads: i
 
     budget, capacity: cells per KV head and layer. n_threads: 0 uses all cores.
     """
-    # StreamingLLM looks at no query: all of its budget that is not a sink is window
-    window = budget - config.sinks if config.method == "streamingllm" else config.window
     return Params(
         method=config.method.encode(),
         budget=budget,
         capacity=capacity,
-        window=window,
-        kernel=config.kernel,
+        window=config.window_cells(budget),
+        kernel=config.kernel_used,
         scale=config.scale,
-        pooling=POOLING[config.pooling],
+        pooling=POOLING[config.pooling_used],
         metric_mode=METRIC_MODE[config.metric_mode],
         reduce=REDUCE[config.reduce],
         alpha=-1.0 if config.alpha is None else config.alpha,
         tau=config.tau,
-        use_wo=config.use_wo,
+        use_wo=config.use_wo and config.indicator == "reconstruction",
         use_norm=config.use_norm,
         use_ema=config.use_ema,
         n_threads=n_threads,
         seed=config.seed,
+        indicator=INDICATOR[config.indicator],
+        rows=ROWS[config.rows_used],
+        n_ring=config.ring_rows(budget, capacity),
+        sinks=config.sinks,
+        span=config.span or 0,
+        overlap=config.overlap,
     )

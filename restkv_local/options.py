@@ -11,7 +11,7 @@ from typing import Any
 import platformdirs
 
 from .binding import Llama
-from .config import EvictConfig
+from .config import H2O_QUERIES, EvictConfig
 from .errors import ConfigError
 
 # Options of Llama that would break the cache, each with what to do instead.
@@ -37,7 +37,9 @@ def check_options(evict: EvictConfig, options: dict[str, Any]) -> None:
             raise ConfigError(f"{name} is not possible: {_REFUSED[name]}")
     if not options.pop("flash_attn", True):
         raise ConfigError("flash_attn=False is not possible: the cache is evicted in flash attention's layout")
-    if options.get("lora_path") and evict.method == "restkv" and evict.use_wo:
+    if evict.method == "h2o" and (options.get("n_ubatch") or 0) > H2O_QUERIES:
+        raise ConfigError(f"method 'h2o' remembers {H2O_QUERIES} queries; set n_ubatch to at most {H2O_QUERIES}")
+    if options.get("lora_path") and evict.reads_wo:
         raise ConfigError("a LoRA may change W_o, whose matrices score the cells; set use_wo=False or merge the LoRA")
 
 

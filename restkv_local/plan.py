@@ -20,6 +20,7 @@ from .config import (
     parse_size,
 )
 from .errors import ConfigError, ModelError
+from .ladder import plan_ladder
 
 # Families whose attention, as it is scored, was checked against the reference (tests/test_parity.py).
 VERIFIED = (
@@ -66,6 +67,7 @@ class MemoryPlan:
     context: positions, a multiple of 256. budget + reserve = `limit`: more cells are never in use after a prompt.
     capacity: physical cells; above `limit` only with prefill="exact" (the context) and method "full".
     guide: most tokens of a question that guided prefill runs. wo_bytes: an estimate; the report has the true figure.
+    sums_bytes: votes of the queries for each cell (method "h2o").
     """
 
     model: Path
@@ -86,6 +88,7 @@ class MemoryPlan:
     kv_bytes: int
     ring_bytes: int
     wo_bytes: int
+    sums_bytes: int
 
     @property
     def limit(self) -> int:
@@ -176,15 +179,13 @@ def plan_memory(
                 )
         n_batch = min(n_batch, reserve - guide)
 
-    window = evict.window
-    if evict.method == "streamingllm":
-        window = budget - evict.sinks
-    ring = 0
-    wo = 0
-    if evict.method in ("restkv", "snapkv"):
-        ring = probe.bytes_window * (window + 1)
-    if evict.method == "restkv" and evict.use_wo:
-        wo = probe.n_layer * probe.n_head * probe.n_embd_head_v**2 * 4
+    window = evict.window_cells(budget)
+    rows = evict.ring_rows(budget, capacity)
+    ring = probe.bytes_window * (rows + 1) if rows else 0
+    wo = probe.n_layer * probe.n_head * probe.n_embd_head_v**2 * 4 if evict.reads_wo else 0
+    sums = probe.n_layer * probe.n_head_kv * capacity * 4 if evict.traits.queries == "all" else 0
+    if evict.method == "lacache":
+        plan_ladder(probe.n_layer, budget, evict.window, evict.sinks, evict.span, evict.overlap)
     plan = MemoryPlan(
         model=path,
         arch=probe.arch,
@@ -204,6 +205,7 @@ def plan_memory(
         kv_bytes=capacity * probe.bytes_per_cell,
         ring_bytes=ring,
         wo_bytes=wo,
+        sums_bytes=sums,
     )
     if not on_device:
         _check_fits(plan, machine.free_memory() if free_bytes is None else free_bytes)
@@ -262,7 +264,7 @@ def _check_model(path: Path, probe: Probe, evict: EvictConfig) -> None:
 
 
 def _check_fits(plan: MemoryPlan, free_bytes: int | None) -> None:
-    rest = plan.ring_bytes + plan.wo_bytes
+    rest = plan.ring_bytes + plan.wo_bytes + plan.sums_bytes
     if free_bytes is None or plan.kv_bytes + rest <= free_bytes:
         return
     cells = max(0, free_bytes - rest) // max(1, plan.bytes_per_cell) // CELL_PAD * CELL_PAD

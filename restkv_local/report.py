@@ -41,7 +41,7 @@ class Report:
 
     Of the engine: model (file name), arch, method, prefill (as configured), backend (where evictions run), context
     (positions), budget, reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes,
-    positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once).
+    sums_bytes, positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prompt_tokens, reused_tokens
     (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
@@ -63,6 +63,7 @@ class Report:
     ring_bytes: int
     table_bytes: int
     wo_bytes: int
+    sums_bytes: int
     positions: int
     cells: int
     n_evictions: int

@@ -98,11 +98,16 @@ def test_help_does_not_depend_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -
 def test_method_table_is_that_of_the_library() -> None:
     from restkv_local import native
     from restkv_local.config import METHODS
+    from restkv_local.methods import TRAITS
 
     rows = _settings.native_methods()
     assert [(row.name, row.summary) for row in rows] == native.methods()
     assert {row.name for row in rows} | {"full"} == set(METHODS)
-    assert [row.name for row in rows if row.queries] == ["restkv", "snapkv"]
+    assert [row.name for row in rows if row.queries] == ["restkv", "snapkv", "tova", "h2o"]
+    assert [row.name for row in rows] == list(TRAITS)
+    for row in rows:
+        own = TRAITS[row.name]
+        assert (row.queries, row.pools) == (own.queries != "none", own.pools)
 
 
 def test_bounds_are_those_that_are_checked() -> None:

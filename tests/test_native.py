@@ -133,7 +133,7 @@ def build_library(folder: Path, body: str) -> None:
     ("body", "words"),
     [
         ("int llama_max_devices(void) { return 1; }", "is a stock llama.cpp without eviction"),
-        ("unsigned restkv_abi_version(void) { return 4711; }", "has interface version 4711, this package needs 1"),
+        ("unsigned restkv_abi_version(void) { return 4711; }", "has interface version 4711, this package needs 2"),
     ],
 )
 def test_wrong_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str) -> None:
@@ -275,11 +275,19 @@ OPTIONS: list[dict[str, Any]] = [
     {"method": "snapkv", "pooling": "maxpool", "kernel": 7},
     {"method": "random", "seed": 2**63 + 5, "layer": 31, "reduce": "max"},
     {"method": "streamingllm", "reduce": "mean"},
+    {"method": "tova", "reduce": "mean"},
+    {"method": "h2o"},
+    {"method": "fifo"},
+    {"method": "knorm", "reduce": "mean"},
+    {"method": "keydiff", "reduce": "mean"},
+    {"method": "lacache", "num_layers": 6, "layer": 3},
+    {"indicator": "attention", "rows": "sum", "scale": 10},
+    {"indicator": "attention-value-norm", "rows": "inverted-ema", "reduce": "mean"},
 ]
 
 
 def assert_native_equals(want: Any, got: Any, arrays: dict[str, Any], parameters: dict[str, Any]) -> None:
-    exact = parameters.get("method") in ("random", "streamingllm")
+    exact = parameters.get("method") in ("random", "streamingllm", "fifo", "lacache")
     assert_scores_close(got[0], want[0], 0 if exact else 2e-5)
     assert_scores_close(got[1], want[1], 0 if exact else 2e-5)
     np.testing.assert_array_equal(got[3], want[3])

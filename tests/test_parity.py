@@ -109,7 +109,15 @@ def test_with_a_guide(family: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "snapkv", "pooling": "avgpool", "kernel": 5},
+        {"method": "snapkv"},
+        {"method": "tova"},
+        {"method": "h2o"},
+        {"method": "lacache"},
+        {"method": "fifo"},
+        {"method": "knorm"},
+        {"method": "keydiff"},
+        {"indicator": "attention", "rows": "last"},
+        {"indicator": "attention-value-norm", "rows": "inverted-ema"},
         {"method": "streamingllm"},
         {"method": "random", "seed": 5},
         {"scale": 50},
@@ -123,6 +131,32 @@ def test_with_a_guide(family: str, folder: Path) -> None:
 def test_methods_and_options(changes: dict[str, object], folder: Path) -> None:
     path = models.write_random(folder / "options.gguf", "llama", seed=5, n_head=6, n_head_kv=3)
     run_both(path, EvictConfig().with_(**changes), prompt(320))
+
+
+@pytest.mark.parametrize("method", ["tova", "h2o", "lacache"])
+@pytest.mark.parametrize("guide", [0, 20])
+def test_methods_with_a_state_or_a_shared_set(method: str, guide: int, folder: Path) -> None:
+    # attention sinks, sliding windows beside full attention, a rotated cache
+    path = models.write_random(folder / "gpt-oss-4.gguf", "gpt-oss", seed=5, n_layer=4)
+    run_both(path, EvictConfig().with_(method=method), prompt(320), guide=prompt(320, guide, seed=9), kv="q8_0")
+
+
+def test_tova_evicts_one_cell_per_token(folder: Path) -> None:
+    path = models.write_random(folder / "tova.gguf", "llama", seed=11, n_head=6, n_head_kv=3)
+    budget, tokens = 60, prompt(320, 160)
+    config = EvictConfig(method="tova")
+    reference = ReferenceEngine(path, budget, budget + 1, config)
+    with Evicting(path, budget, budget + 1, config) as native:
+        same = 0
+        for n, token in enumerate(tokens):
+            native.decode([token])
+            reference.decode([token])
+            assert native.stats.n_evictions == reference.n_evictions == max(0, n - budget)
+            kept = [native.kept(1, head) for head in range(3)]
+            assert all(np.array_equal(kept[0], other) for other in kept)
+            assert kept[0][-1] == n and len(kept[0]) == min(n + 1, budget + 1)
+            same += np.array_equal(kept[0], reference.kept(1, 0))
+        assert same >= 0.9 * len(tokens), "near ties aside"
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 64), (4, 1, 128), (2, 1, 256), (6, 2, 96)])

@@ -140,6 +140,25 @@ def test_too_large_a_budget_is_refused() -> None:
         plan(budget=100_000, free=1 << 30)
 
 
+def test_what_methods_take_beside_the_cache() -> None:
+    per_row = PROBE.bytes_window
+    rows = {"restkv": 33, "snapkv": 33, "tova": 2, "h2o": 513, "lacache": 0, "fifo": 0, "keydiff": 0, "knorm": 0}
+    assert {method: plan(method=method).ring_bytes // per_row for method in rows} == rows
+    assert plan(method="h2o").sums_bytes == 30 * 3 * 2048 * 4 and plan().sums_bytes == 0
+    assert plan(indicator="attention").wo_bytes == 0 < plan().wo_bytes
+    assert plan(method="tova").window == 1
+
+
+def test_a_ladder_that_does_not_work_is_refused() -> None:
+    assert plan(method="lacache").window == 32
+    with pytest.raises(ConfigError, match="budget of at least 38"):
+        plan(method="lacache", budget=37)
+    with pytest.raises(ConfigError, match="over 1 layers"):
+        plan(method="lacache", probe=replace(PROBE, n_layer=1))
+    with pytest.raises(ConfigError, match="span below that"):
+        plan(method="lacache", span=30)
+
+
 def test_full_uses_no_ring_and_every_position() -> None:
     p = plan(n_ctx=4096, method="full")
     assert (p.capacity, p.ring_bytes, p.wo_bytes, p.evicts) == (4096, 0, 0, False)

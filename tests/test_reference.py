@@ -165,8 +165,9 @@ def test_one_saturated_cell(function: Any) -> None:
 
 def test_defaults_are_those_of_the_config() -> None:
     config, params = EvictConfig(), ScoreParams()
-    for name in ("method", "window", "alpha", "kernel", "scale", "pooling", "metric_mode", "use_wo", "tau", "budget"):
+    for name in ("method", "window", "alpha", "scale", "metric_mode", "use_wo", "tau", "budget", "indicator", "rows"):
         assert getattr(params, name) == getattr(config, name)
+    assert (params.pooling, params.kernel) == (config.pooling_used, config.kernel_used)
 
 
 # ---- refusals -----------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def test_defaults_are_those_of_the_config() -> None:
         ({"window": 15}, "window must be even"),
         ({"budget": 16}, "budget must be a number from 17"),
         ({"method": "full"}, "'full' keeps every cell"),
-        ({"method": "h2o"}, "method must be one of"),
+        ({"method": "h3o"}, "method must be one of"),
         ({"budjet": 3}, "unknown parameter 'budjet'"),
         ({"wo": None}, "wo is needed with use_wo"),
         ({"wo": np.zeros((4, 5), np.float32)}, "wo must be [c, heads * d] = [c, 128]"),
@@ -338,6 +339,16 @@ OPTIONS: list[dict[str, Any]] = [
     {"method": "snapkv", "pooling": "adaptive", "scale": 20, "reduce": "mean"},
     {"method": "random", "seed": 2**64 - 1, "layer": 5, "reduce": "max"},
     {"method": "streamingllm"},
+    {"method": "tova"},
+    {"method": "h2o"},
+    {"method": "fifo"},
+    {"method": "knorm", "reduce": "mean"},
+    {"method": "keydiff"},
+    {"method": "lacache", "num_layers": 6, "layer": 3},
+    {"indicator": "attention", "rows": "sum", "scale": 10},
+    {"indicator": "attention-value-norm", "rows": "inverted-ema"},
+    {"rows": "inverted-ema", "scale": 10},
+    {"rows": "last", "metric_mode": "before"},
     {"use_pyramid": True, "layer_idx": 2, "num_layers": 6, "scale": 10},
     {"attn_scale": 0.3, "softcap": 4.0, "scale": 10},
 ]

@@ -13,8 +13,31 @@ ROOT = Path(__file__).resolve().parent.parent
 _PAPERS = {
     "restkv": "ReST-KV, ICLR 2026",
     "snapkv": "SnapKV, Li et al., 2024",
+    "tova": "TOVA, Oren et al., 2024",
+    "h2o": "H2O, Zhang et al., 2023",
     "streamingllm": "StreamingLLM, Xiao et al., 2024",
+    "lacache": "LaCache, Shi et al., 2025",
+    "fifo": "no paper: a sliding window",
     "random": "no paper: the yardstick that a method must beat",
+    "keydiff": "KeyDiff, Park et al., 2025",
+    "knorm": "L2-norm, Devoto et al., 2024",
+}
+# What an eviction of n cells computes; by method, or else by whose queries it looks at.
+_TIMES = {
+    "restkv": "attention of the window over n cells; n distances behind W_o",
+    "window": "attention of the window over n cells",
+    "last": "attention of one query over n cells",
+    "all": "attention of every token of the text, once: about what the model's own attention scores cost",
+    "keydiff": "two passes over the keys",
+    "knorm": "one pass over the keys",
+    "none": "nothing that counts",
+}
+# What lies beside K and V, by whose queries a method looks at.
+_MEMORY = {
+    "window": "queries of the window",
+    "last": "one query",
+    "all": "up to {h2o} queries; a float per KV head and cell",
+    "none": "nothing",
 }
 _TABLE = re.compile(r"&restkv_method_(\w+),")
 _METHOD = re.compile(
@@ -22,6 +45,7 @@ _METHOD = re.compile(
     r'"(?P<name>[^"]+)",\s*"(?P<summary>[^"]+)",\s*'
     r"(?P<queries>true|false),\s*(?P<wo>true|false),\s*(?P<pools>true|false),"
 )
+_LOOKS = {"window": "queries of the window", "last": "the last query", "all": "all queries", "none": "positions"}
 # Values that no setting takes; what is said of them names the bounds.
 _WRONG = (-1, "?")
 
@@ -56,14 +80,23 @@ def native_methods() -> list[Method]:
 
 def methods() -> str:
     """Table of all methods."""
-    rows = ["| method | what it keeps | queries | W_o | pooled | from |", "|---|---|---|---|---|---|"]
+    from restkv_local.config import H2O_QUERIES
+    from restkv_local.methods import TRAITS
+
+    rows = ["| method | what it keeps | looks at | pooling | memory | time | from |", "|---|---|---|---|---|---|---|"]
     for method in native_methods():
         if method.name not in _PAPERS:
             raise SettingsError(f"say in tools/_settings.py who published the method '{method.name}'")
         source = f"[{_PAPERS[method.name]}](../native/methods/{method.name}.cpp)"
-        needs = " | ".join("yes" if flag else "no" for flag in (method.queries, method.wo, method.pools))
-        rows.append(f"| `{method.name}` | {method.summary} | {needs} | {source} |")
-    rows.append("| `full` | every cell: an ordinary cache that never evicts | no | no | no | llama.cpp |")
+        own = TRAITS[method.name]
+        looks = _LOOKS[own.queries] + (", W_o" if method.wo else "")
+        if method.name in ("keydiff", "knorm"):
+            looks = "keys"
+        pooling = f"{own.pooling} {own.kernel}" if method.pools else "-"
+        memory = _MEMORY[own.queries].format(h2o=H2O_QUERIES) + ("; factors of W_o" if method.wo else "")
+        time = _TIMES.get(method.name) or _TIMES[own.queries]
+        rows.append(f"| `{method.name}` | {method.summary} | {looks} | {pooling} | {memory} | {time} | {source} |")
+    rows.append("| `full` | every cell: an ordinary cache that never evicts | - | - | every cell | none | llama.cpp |")
     return "\n".join(rows)
 
 
@@ -143,8 +176,7 @@ def _bounds(name: str) -> str:
         parity = re.match(rf"{name} must be (even|odd)", _refusal(name, n))
         if parity:
             said += f", {parity[1]}"
-    if default is None or name == "budget":
-        said += {"reserve": ", or None", "budget": "; or a size"}.get(name, "")
+    said += ", or None" if default is None else "; or a size" if name == "budget" else ""
     return said
 
 

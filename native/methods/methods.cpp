@@ -3,10 +3,9 @@
 #include <cstring>
 
 static const restkv_method * const METHODS[] = {
-    &restkv_method_restkv,
-    &restkv_method_snapkv,
-    &restkv_method_streamingllm,
-    &restkv_method_random,
+    &restkv_method_restkv,       &restkv_method_snapkv,  &restkv_method_tova, &restkv_method_h2o,
+    &restkv_method_streamingllm, &restkv_method_lacache, &restkv_method_fifo, &restkv_method_random,
+    &restkv_method_keydiff,      &restkv_method_knorm,
 };
 
 const restkv_method * restkv_find_method(const char * name) {

@@ -5,6 +5,8 @@
 
 #include "../stages.h"
 
+#include <string>
+
 struct restkv_method {
     const char * name;
     const char * summary;
@@ -15,12 +17,35 @@ struct restkv_method {
 
     // raw: scratch.raw, [group][scratch.n_pad], the first view.n_past of each row
     void (*score)(const restkv_view & view, const restkv_params & params, uint32_t drift_top, restkv_scratch & scratch);
+
+    bool per_layer   = false;  // all KV heads of a layer keep one set: by the mean of their scores
+    bool accumulates = false;  // every query votes once, and view.sums holds the votes (native/observe.cpp)
+
+    // Where the next eviction goes on, for methods that keep a place; n_cells without a guide. May be null.
+    uint32_t (*advance)(const restkv_params & params, uint32_t n_layers, uint32_t n_cells, uint32_t cursor) = nullptr;
+
+    // Why these settings do not work for a model with n_layers evicting layers, or "". May be null.
+    std::string (*refuse)(const restkv_params & params, uint32_t n_layers) = nullptr;
 };
 
 extern const restkv_method restkv_method_restkv;
 extern const restkv_method restkv_method_snapkv;
+extern const restkv_method restkv_method_tova;
+extern const restkv_method restkv_method_h2o;
 extern const restkv_method restkv_method_streamingllm;
+extern const restkv_method restkv_method_lacache;
+extern const restkv_method restkv_method_fifo;
 extern const restkv_method restkv_method_random;
+extern const restkv_method restkv_method_keydiff;
+extern const restkv_method restkv_method_knorm;
 
 // Null when there is no such method.
 const restkv_method * restkv_find_method(const char * name);
+
+// raw = weighted sum of the rows of attention; weights: [view.n_rows]. (attention.cpp)
+void restkv_sum_attention(const restkv_view & view, const std::vector<float> & weights, uint32_t drift_top,
+                          restkv_scratch & scratch);
+
+// The indicators of ReST-KV's ablation that look at attention, not at the output. (attention.cpp)
+void restkv_score_attention(const restkv_view & view, const restkv_params & params, uint32_t drift_top,
+                            restkv_scratch & scratch);

@@ -259,6 +259,10 @@ private:
 };
 
 void score(const restkv_view & view, const restkv_params & params, uint32_t drift_top, restkv_scratch & scratch) {
+    if (params.indicator != RESTKV_INDICATOR_RECONSTRUCTION) {
+        restkv_score_attention(view, params, drift_top, scratch);
+        return;
+    }
     if (params.metric_mode == RESTKV_METRIC_AFTER) {
         score_after(view, params, drift_top, scratch);
         return;

@@ -28,6 +28,9 @@ static restkv_params settings(const char * method) {
     p.use_wo    = 1;
     p.use_ema   = 1;
     p.n_threads = 2;
+    p.sinks     = 4;
+    p.span      = 1;
+    p.n_ring    = strcmp(method, "h2o") == 0 ? 24 : 0;
     return p;
 }
 
@@ -67,6 +70,24 @@ static void open(session & s, llama_model * model, const char * path, const rest
     CHECK(restkv_arm(&params, path, nullptr) == RESTKV_OK);
     s.ctx = llama_init_from_model(model, p);
     restkv_disarm();
+}
+
+// A ladder needs two layers that evict: a model with one is refused with a sentence.
+static bool has_rungs(llama_model * model, const char * path, const char * method) {
+    if (strcmp(method, "lacache") != 0 || llama_model_n_swa(model) == 0) {
+        return true;
+    }
+    llama_context_params c = llama_context_default_params();
+    c.n_ctx                = 256;
+    c.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    const restkv_params p  = settings(method);
+    CHECK(restkv_arm(&p, path, nullptr) == RESTKV_OK);
+    llama_context * ctx = llama_init_from_model(model, c);
+    restkv_disarm();
+    const bool works = ctx != nullptr;
+    llama_free(ctx);
+    CHECK(works || strstr(restkv_last_error(), "ladder over 1 layers") != nullptr);
+    return works;
 }
 
 static void check_kept(session & s, const restkv_stats & stats, llama_model * model) {
@@ -178,10 +199,10 @@ static void test_rollback(llama_model * model, const char * path) {
     }
 }
 
-static void test_states(llama_model * model, const char * path, ggml_type type) {
+static void test_states(llama_model * model, const char * path, const char * method, ggml_type type) {
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
     session       a;
-    open(a, model, path, settings("restkv"), type);
+    open(a, model, path, settings(method), type);
     for (int i = 0; i < 7; ++i) {
         CHECK(a.feed(29) == 0);
     }
@@ -195,7 +216,7 @@ static void test_states(llama_model * model, const char * path, ggml_type type) 
     const std::vector<float> expected = a.logits(n_vocab);
 
     session b;
-    open(b, model, path, settings("restkv"), type);
+    open(b, model, path, settings(method), type);
     CHECK(llama_state_set_data(b.ctx, state.data(), state.size()) == state.size());
     b.pos = saved;
     for (int i = 0; i < 80; ++i) {
@@ -211,7 +232,7 @@ static void test_states(llama_model * model, const char * path, ggml_type type) 
 
     // another budget: refused, and the context still works
     session       c;
-    restkv_params small = settings("restkv");
+    restkv_params small = settings(method);
     small.budget        = 24;
     small.capacity      = 64;
     open(c, model, path, small, type);
@@ -243,9 +264,47 @@ static void test_states(llama_model * model, const char * path, ggml_type type) 
     CHECK(b.feed(10) == 0);
 }
 
+// Votes of method h2o: cut at the end, read again, and a state of another method.
+static void test_votes(llama_model * model, const char * path) {
+    session a;
+    open(a, model, path, settings("h2o"), GGML_TYPE_F16);
+    for (int i = 0; i < 5; ++i) {
+        CHECK(a.feed(31) == 0);
+    }
+    restkv_stats stats;
+    CHECK(restkv_get_stats(a.ctx, &stats) == RESTKV_OK);
+    CHECK(stats.bytes_sums == (uint64_t) stats.n_layer * stats.n_head_kv * stats.capacity * sizeof(float));
+    llama_memory_t memory = llama_get_memory(a.ctx);
+    if (llama_memory_seq_rm(memory, 0, a.pos - 3, -1)) {
+        a.pos -= 3;
+    }
+    CHECK(restkv_evict(a.ctx, 0) == RESTKV_OK);
+    for (int i = 0; i < 90; ++i) {
+        CHECK(a.feed(1) == 0);
+    }
+    restkv_event event;
+    CHECK(restkv_get_events(a.ctx, &event, 1) == 1 && event.n_rows > 0);
+
+    std::vector<uint8_t> state(llama_state_get_size(a.ctx));
+    state.resize(llama_state_get_data(a.ctx, state.data(), state.size()));
+    session b;
+    open(b, model, path, settings("restkv"), GGML_TYPE_F16);
+    CHECK(llama_state_set_data(b.ctx, state.data(), state.size()) == 0);
+    CHECK(b.feed(20) == 0);
+}
+
 static void test_refusals(llama_model * model, const char * path) {
     restkv_params p = settings("restkv");
     p.capacity      = p.budget;
+    CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
+    p        = settings("restkv");
+    p.window = 0;
+    CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
+    p      = settings("restkv");
+    p.rows = RESTKV_ROWS_SUM;
+    CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
+    p        = settings("fifo");
+    p.window = 0;
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
     p = settings("nothing");
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
@@ -282,12 +341,19 @@ int main(int argc, char ** argv) {
             continue;
         }
         fprintf(stderr, "%s\n", argv[i]);
-        for (const char * method : { "restkv", "snapkv", "streamingllm", "random" }) {
-            test_text(model, argv[i], method, GGML_TYPE_F16);
+        for (uint32_t m = 0; m < restkv_method_count(); ++m) {
+            if (has_rungs(model, argv[i], restkv_method_name(m))) {
+                test_text(model, argv[i], restkv_method_name(m), GGML_TYPE_F16);
+            }
         }
         test_text(model, argv[i], "restkv", GGML_TYPE_Q8_0);
         test_rollback(model, argv[i]);
-        test_states(model, argv[i], GGML_TYPE_F16);
+        for (const char * method : { "restkv", "h2o", "lacache" }) {  // those with more or less to save
+            if (has_rungs(model, argv[i], method)) {
+                test_states(model, argv[i], method, GGML_TYPE_F16);
+            }
+        }
+        test_votes(model, argv[i]);
         test_refusals(model, argv[i]);
         llama_model_free(model);
     }

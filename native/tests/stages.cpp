@@ -279,8 +279,9 @@ static void test_factor() {
 // Scores of sizes that do not fit the blocks; sanitizers watch the edges.
 static void test_score_sizes() {
     for (uint32_t n : { 9u, 40u, 257u, 5000u }) {
-        for (const char * method : { "restkv", "snapkv", "streamingllm", "random" }) {
-            restkv_score_args args = {};
+        for (uint32_t m = 0; m < restkv_method_count(); ++m) {
+            const char *      method = restkv_method_name(m);
+            restkv_score_args args   = {};
             snprintf(args.params.method, sizeof(args.params.method), "%s", method);
             args.params.window      = 4;
             args.params.budget      = 8;
@@ -292,6 +293,12 @@ static void test_score_sizes() {
             args.params.alpha       = 0.3f;
             args.params.tau         = 1.0f;
             args.params.use_wo = args.params.use_ema = 1;
+            args.params.indicator                    = (int32_t) (n % 3);
+            args.params.rows                         = RESTKV_ROWS_INVERTED_EMA;
+            args.params.sinks                        = 1;
+            args.layer                               = 1;
+            args.n_layer                             = 2;
+            args.cursor                              = n % 8;
             args.n_head                              = 6;
             args.n_head_kv                           = 2;
             args.n_embd_head                         = 20;
@@ -313,6 +320,15 @@ static void test_score_sizes() {
             args.n_cells = 4;
             CHECK(restkv_score(&args, &out) == RESTKV_INVALID);
             CHECK(strlen(restkv_last_error()) > 0);
+            args.n_cells = n;
+            args.layer   = 2;
+            args.n_rows  = n + 1;
+            // more queries than cells, a layer that is not there: refused by those that look at them
+            bool refused = false;
+            for (const char * name : { "restkv", "snapkv", "tova", "h2o", "lacache" }) {
+                refused = refused || strcmp(method, name) == 0;
+            }
+            CHECK(restkv_score(&args, &out) == (refused ? RESTKV_INVALID : RESTKV_OK));
         }
     }
 }

@@ -72,7 +72,8 @@ def report_rows(report: Report) -> list[tuple[str, str]]:
         (
             "beside it",
             f"queries {size(report.ring_bytes)}, positions {size(report.table_bytes)}, "
-            f"output matrices {size(report.wo_bytes)}",
+            f"output matrices {size(report.wo_bytes)}"
+            + (f", votes {size(report.sums_bytes)}" if report.sums_bytes else ""),
         ),
         ("evictions", f"{report.n_evictions} in {report.evict_seconds:.2f} s"),
         ("peak memory", size(peak_rss_bytes())),

@@ -160,8 +160,8 @@ _SHARED = (
         help="Free cells above the budget. Chosen when not given.",
     ),
     click.option(
-        "--method", type=click.Choice(METHODS), default=EvictConfig.method, show_default=True,
-        help="How cells are scored. full: an ordinary cache that never evicts.",
+        "--method", type=click.Choice(METHODS), default=EvictConfig.method, show_default=True, metavar="NAME",
+        help=f"How cells are scored: {', '.join(METHODS)} (an ordinary cache that never evicts).",
     ),
     click.option(
         "--kv-type", type=KvType(), default=KV_TYPES[0], show_default=True,

@@ -54,10 +54,8 @@ def attend(inputs: ScoreInputs) -> Attention:
     if inputs.params.softcap:
         logits = inputs.params.softcap * torch.tanh(logits / inputs.params.softcap)
 
-    rows, n = inputs.n_rows, inputs.n_cells
-    row = torch.arange(rows)[:, None]
-    cell = torch.arange(n)[None, :]
-    logits = logits.masked_fill(cell > n - rows + row, -torch.inf)  # row i is the query of cell N - rows + i
+    cell = torch.arange(inputs.n_cells)[None, :]
+    logits = logits.masked_fill(cell >= torch.from_numpy(inputs.visible)[:, None], -torch.inf)
 
     log_total = torch.logsumexp(logits, dim=-1)
     if inputs.sinks is None:

@@ -11,7 +11,8 @@ class LayerCache:
     """Cells of one layer and the ring of its last queries.
 
     n_head, n_head_kv, head_dim: of the layer. ring: queries remembered (rows of the window). type_k, type_v: how rows
-    are stored. Attributes: pos [kv_heads, N] int64, k and v [kv_heads, N, d] float32 as they read back.
+    are stored. Attributes: pos [kv_heads, N] int64, k and v [kv_heads, N, d] float32 as they read back,
+    votes [kv_heads, N] float64, the attention of every query so far, summed (only `vote` adds to it).
     """
 
     def __init__(self, n_head: int, n_head_kv: int, head_dim: int, ring: int, type_k: str, type_v: str) -> None:
@@ -21,6 +22,7 @@ class LayerCache:
         self.pos = torch.zeros(n_head_kv, 0, dtype=torch.int64)
         self.k = torch.zeros(n_head_kv, 0, head_dim)
         self.v = torch.zeros(n_head_kv, 0, head_dim)
+        self.votes = torch.zeros(n_head_kv, 0, dtype=torch.float64)
         self._ring = ring
         self._q = torch.zeros(n_head, 0, head_dim)
         self._q_pos = torch.zeros(0, dtype=torch.int64)
@@ -35,6 +37,7 @@ class LayerCache:
         self.pos = torch.cat([self.pos, pos.expand(self.pos.shape[0], -1)], dim=1)
         self.k = torch.cat([self.k, self._type_k.store(k)], dim=1)
         self.v = torch.cat([self.v, self._type_v.store(v)], dim=1)
+        self.votes = torch.cat([self.votes, self.votes.new_zeros(len(self.votes), len(pos))], dim=1)
         # A slot of the ring belongs to position % ring: rows of a dropped guide have overwritten older ones for good.
         last = int(pos[-1])
         old = self._q_pos > last - self._ring
@@ -42,10 +45,28 @@ class LayerCache:
         self._q = torch.cat([self._q[:, old], q[:, new]], dim=1)
         self._q_pos = torch.cat([self._q_pos[old], pos[new]])
 
-    def window_queries(self, rows: int) -> torch.Tensor:
-        """The last `rows` queries by position [heads, r, d]; r is smaller (and even) when fewer are remembered."""
+    def vote(
+        self, q: torch.Tensor, pos: torch.Tensor, *, scale: float, softcap: float, sinks: torch.Tensor | None
+    ) -> None:
+        """Every query of a chunk votes for the cells up to its own: its attention, the mean of a KV head's group (H2O).
+
+        Arguments as of `attend`; the chunk has been appended.
+        """
+        n_head, n, d = q.shape
+        z = q.double().reshape(len(self.pos), -1, n, d) @ self.k.double().unsqueeze(1).transpose(-1, -2) * scale
+        if softcap:
+            z = softcap * torch.tanh(z / softcap)
+        z = z.masked_fill((pos[:, None] < self.pos[:, None, :]).unsqueeze(1), float("-inf"))
+        total = torch.logsumexp(z, dim=-1, keepdim=True)
+        if sinks is not None:
+            total = torch.logaddexp(total, sinks.double().reshape(len(self.pos), -1, 1, 1))
+        self.votes += torch.exp(z - total).mean(dim=1).sum(dim=1)
+
+    def window_queries(self, rows: int, *, even: bool) -> torch.Tensor:
+        """The last `rows` queries by position [heads, r, d]; r is smaller when fewer are remembered, and then even when
+        asked for (the drift compares halves)."""
         have = min(rows, int(self._q_pos.shape[0]))
-        have -= have % 2 if have < rows else 0
+        have -= have % 2 if even and have < rows else 0
         return self._q[:, self._q.shape[1] - have :]
 
     def keep(self, cells: torch.Tensor) -> None:
@@ -53,11 +74,12 @@ class LayerCache:
         rows = cells.unsqueeze(-1).expand(-1, -1, self.k.shape[2])
         self.pos = self.pos.gather(1, cells)
         self.k, self.v = self.k.gather(1, rows), self.v.gather(1, rows)
+        self.votes = self.votes.gather(1, cells)
 
     def truncate(self, position: int) -> None:
         """Drop every cell and query at or after a position; these are the last cells of every KV head."""
         n = int((self.pos[0] < position).sum())
-        self.pos, self.k, self.v = self.pos[:, :n], self.k[:, :n], self.v[:, :n]
+        self.pos, self.k, self.v, self.votes = self.pos[:, :n], self.k[:, :n], self.v[:, :n], self.votes[:, :n]
         known = self._q_pos < position
         self._q, self._q_pos = self._q[:, known], self._q_pos[known]
 

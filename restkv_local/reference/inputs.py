@@ -12,17 +12,22 @@ import numpy.typing as npt
 from ..config import (
     CELLS_MAX,
     DEFAULT_BUDGET,
+    INDICATORS,
     KERNEL_MAX,
     METHODS,
     METRIC_MODES,
     POOLINGS,
     REDUCES,
+    ROWS,
     WINDOW_MAX,
     EvictConfig,
     in_range,
     one_of,
 )
 from ..errors import ConfigError
+from ..ladder import Ladder, plan_ladder
+from ..methods import TRAITS, Traits
+from .aliases import translate
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -36,9 +41,11 @@ FLT_MAX = float(np.finfo(np.float32).max)
 PYRAMID_BETA = 20
 
 _DEFAULTS = EvictConfig()
-_INTS = ("budget", "window", "kernel", "scale", "seed", "layer", "beta", "layer_idx", "num_layers", "n_tail")
+_INTS = ("budget", "window", "kernel", "scale", "seed", "layer", "beta", "layer_idx", "num_layers", "n_tail",
+         "start_size", "span", "overlap", "cursor")  # fmt: skip
 _FLOATS = ("alpha", "tau", "attn_scale", "softcap")
-_BOOLS = ("use_wo", "use_norm", "use_ema", "use_pyramid")
+_BOOLS = ("use_wo", "use_norm", "use_ema", "use_pyramid", "official_mask")
+_OPTIONAL = ("alpha", "reduce", "attn_scale", "layer_idx", "num_layers", "n_tail", "kernel", "pooling", "rows", "span")
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,11 @@ class ScoreParams:
     """Parameters of a score function; the defaults are those of `EvictConfig`.
 
     reduce: None gives one set per query head, "mean" or "max" one set per KV head.
-    layer: index of the layer (method "random").
+    layer: index of the layer (methods "random" and "lacache").
+    rows: as of `EvictConfig`; also "sum", not divided by the number of rows, for the indicators that are attention.
+    official_mask: method "h2o": queries before the window see every cell, later ones too, as in the published ReST-KV
+        code; False: no query looks ahead. The engine never lets one.
+    start_size, span, overlap, num_layers, cursor: the ladder of method "lacache" (restkv_local.ladder).
     attn_scale: factor of the attention logits; None or 0: 1 / sqrt(head size).
     softcap: logits become softcap * tanh(logits / softcap); 0: they stay.
     n_tail: last cells that are not scored, at least `window`; None: `window`. More than that when a guide follows the
@@ -61,9 +72,9 @@ class ScoreParams:
     budget: int = DEFAULT_BUDGET
     window: int = _DEFAULTS.window
     alpha: float | None = _DEFAULTS.alpha
-    kernel: int = _DEFAULTS.kernel
+    kernel: int = _DEFAULTS.kernel_used
     scale: int = _DEFAULTS.scale
-    pooling: str = _DEFAULTS.pooling
+    pooling: str = _DEFAULTS.pooling_used
     metric_mode: str = _DEFAULTS.metric_mode
     use_wo: bool = _DEFAULTS.use_wo
     use_norm: bool = _DEFAULTS.use_norm
@@ -79,6 +90,13 @@ class ScoreParams:
     layer_idx: int | None = None
     num_layers: int | None = None
     beta: int = PYRAMID_BETA
+    indicator: str = _DEFAULTS.indicator
+    rows: str | None = None
+    official_mask: bool = True
+    start_size: int = _DEFAULTS.sinks
+    span: int | None = None
+    overlap: int = 0
+    cursor: int = 0
 
     def __post_init__(self) -> None:
         one_of("method", self.method, METHODS)
@@ -89,11 +107,16 @@ class ScoreParams:
         if self.reduce is not None:
             one_of("reduce", self.reduce, REDUCES)
         # StreamingLLM takes no queries: its window is budget - sinks, whatever the budget
-        in_range("window", self.window, 1, CELLS_MAX if self.method == "streamingllm" else WINDOW_MAX)
+        in_range(
+            "window", self.window, 1 if self.pools else 0, CELLS_MAX if self.method == "streamingllm" else WINDOW_MAX
+        )
         in_range("budget", self.budget, self.window + 1, CELLS_MAX)
-        in_range("kernel", self.kernel, 1, KERNEL_MAX)
-        if self.kernel % 2 == 0:
+        in_range("kernel", self.kernel, 1 if self.pools else 0, KERNEL_MAX)
+        if self.pools and self.kernel % 2 == 0:
             raise ConfigError(f"kernel must be odd; try {self.kernel + 1}")
+        one_of("indicator", self.indicator, INDICATORS)
+        if self.rows is not None:
+            one_of("rows", self.rows, ROWS if self.indicator == "reconstruction" else (*ROWS, "sum"))
         in_range("scale", self.scale, 1, CELLS_MAX)
         if self.adaptive and self.window % 2:
             raise ConfigError(
@@ -112,6 +135,9 @@ class ScoreParams:
             in_range("n_tail", self.n_tail, self.window, CELLS_MAX)
         if self.use_pyramid:
             self._check_pyramid()
+        if self.method == "lacache":
+            in_range("cursor", self.cursor, 0, self.budget)
+            in_range("layer", self.layer, 0, self.ladder.n_layers - 1)
 
     def _check_pyramid(self) -> None:
         if self.method != "restkv":
@@ -125,7 +151,30 @@ class ScoreParams:
     @property
     def adaptive(self) -> bool:
         """Whether the drift of the attention is needed."""
-        return self.pooling == "adaptive" and self.method in ("restkv", "snapkv")
+        return self.pooling == "adaptive" and self.pools
+
+    @property
+    def traits(self) -> Traits:
+        """What the method needs."""
+        return TRAITS[self.method]
+
+    @property
+    def pools(self) -> bool:
+        """Whether scores are smoothed along the text."""
+        return self.traits.pools
+
+    @property
+    def reads_wo(self) -> bool:
+        """Whether the output projection is needed."""
+        return self.method == "restkv" and self.use_wo and self.indicator == "reconstruction"
+
+    @property
+    def ladder(self) -> Ladder:
+        """The ladder of method "lacache"."""
+        if self.num_layers is None:
+            raise ConfigError("method 'lacache' needs num_layers and layer; pass both")
+        in_range("num_layers", self.num_layers, 1, 2**31 - 1)
+        return plan_ladder(self.num_layers, self.budget, self.window, self.start_size, self.span, self.overlap)
 
     @property
     def tail(self) -> int:
@@ -187,14 +236,32 @@ class ScoreInputs:
 
     @property
     def row_weights(self) -> npt.NDArray[np.float64]:
-        """[rows] weights, summing to 1, oldest first: exponential moving average, or the mean."""
+        """[rows] weights, oldest first: of ReST-KV an average; of the others a sum (TOVA has one row)."""
         rows = self.n_rows
-        if not self.params.use_ema:
+        kind = self.params.rows or ("ema" if self.params.use_ema else "mean")
+        if self.params.method != "restkv" or kind == "sum":
+            return np.ones(rows)
+        if kind == "mean":
             return np.full(rows, 1.0 / rows)
+        if kind == "last":
+            return np.where(np.arange(rows) == rows - 1, 1.0, 0.0)
         alpha = 2.0 / (rows + 1) if self.params.alpha is None else self.params.alpha
-        weights = alpha * (1.0 - alpha) ** np.arange(rows - 1, -1, -1, dtype=np.float64)
+        weights: npt.NDArray[np.float64] = alpha * (1.0 - alpha) ** np.arange(rows - 1, -1, -1, dtype=np.float64)
         weights[0] = (1.0 - alpha) ** (rows - 1)  # the average starts at its first value, not at zero
-        return weights
+        return np.ascontiguousarray(weights[::-1]) if kind == "inverted-ema" else weights
+
+    @property
+    def visible(self) -> Int64:
+        """[rows] how many of the N cells each query sees: those up to its own."""
+        seen = np.arange(self.n_cells - self.n_rows, self.n_cells) + 1
+        if self.params.method == "h2o" and self.params.official_mask:
+            seen[: max(self.n_rows - self.params.window, 0)] = self.n_cells
+        return seen
+
+    @property
+    def n_text(self) -> int:
+        """Cells without a guide behind the window."""
+        return self.n_past + self.params.window
 
     @property
     def n_drift(self) -> int:
@@ -255,12 +322,9 @@ def prepare(q_win: Any, k: Any, v: Any, wo: Any, pos: Any, sinks: Any, params: d
         )
     if n <= p.tail:
         raise ConfigError(f"there must be more cells than the {p.tail} that are not scored; got {n}")
-    rows = min(rows, p.window)
-    if rows < (p.window if p.n_tail is None else 1 + p.adaptive) or (p.adaptive and rows % 2):
-        raise ConfigError(f"q_win must hold the last {p.window} queries (the window); it has {rows} rows")
     return ScoreInputs(
         params=p,
-        q=np.ascontiguousarray(q[:, -rows:]),
+        q=np.ascontiguousarray(q[:, rows - _rows_used(p, rows, n) :]),
         k=keys,
         v=values,
         wo=_check_wo(wo, p, heads * d),
@@ -269,20 +333,40 @@ def prepare(q_win: Any, k: Any, v: Any, wo: Any, pos: Any, sinks: Any, params: d
     )
 
 
+def _rows_used(p: ScoreParams, rows: int, n: int) -> int:
+    """How many of the given queries score: the window's, the last one, or all."""
+    if p.traits.queries in ("last", "all"):
+        if not 1 <= rows <= n:
+            raise ConfigError(f"q_win must hold from 1 to {n} queries, of the last cells; it has {rows} rows")
+        return 1 if p.traits.queries == "last" else rows
+    rows = min(rows, p.window)
+    if p.traits.queries == "none":
+        return rows
+    if rows < (p.window if p.n_tail is None else 1 + p.adaptive) or (p.adaptive and rows % 2):
+        raise ConfigError(f"q_win must hold the last {p.window} queries (the window); it has {rows} rows")
+    return rows
+
+
 def parse_params(params: dict[str, Any]) -> ScoreParams:
-    """`ScoreParams` of plain or numpy numbers; unknown names are refused."""
+    """`ScoreParams` of plain or numpy numbers; unknown names are refused. kernel and pooling None, or not given: the
+    method's own."""
+    params = translate(params)
     known = [field.name for field in fields(ScoreParams)]
     clean: dict[str, Any] = {}
     for name, value in params.items():
         if name not in known:
             raise ConfigError(f"unknown parameter '{name}'; known are {', '.join(known)}")
         clean[name] = _number(name, value)
+    own = TRAITS.get(clean.get("method", _DEFAULTS.method), Traits())
+    for name, default in (("kernel", own.kernel), ("pooling", own.pooling)):
+        if clean.get(name) is None:
+            clean[name] = default
     return ScoreParams(**clean)
 
 
 def _number(name: str, value: Any) -> Any:
     if value is None:
-        if name in ("alpha", "reduce", "attn_scale", "layer_idx", "num_layers", "n_tail"):
+        if name in _OPTIONAL:
             return None
         raise ConfigError(f"{name} must not be None; leave it out for its default")
     flag = isinstance(value, (bool, np.bool_))
@@ -315,7 +399,7 @@ def _array(name: str, value: Any, ndim: int, keep_half: bool = False) -> npt.NDA
 
 
 def _check_wo(wo: Any, params: ScoreParams, width: int) -> Float32 | None:
-    if params.method != "restkv" or not params.use_wo:
+    if not params.reads_wo:
         return None
     if wo is None:
         raise ConfigError("wo is needed with use_wo; pass the output projection or set use_wo=False")

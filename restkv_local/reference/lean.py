@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from .compiled import compiled
 from .inputs import FLT_MAX, ODDS_MAX, Float32, ScoreInputs, Scores, prepare
-from .select import reduce_heads, select
+from .lean_queryless import queryless
+from .select import reduce_heads, select, share
 
 Float64 = npt.NDArray[np.float64]
 # Cells projected at a time: bounds the scratch, whatever the number of cells.
 TILE = 4096
 TINY = float(np.finfo(np.float64).tiny)
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def compiled(reorder: bool = False) -> Callable[[F], F]:
-    """numba.njit, kept on disk. reorder: sums may become vectors; NaN and infinity keep their meaning."""
-    fastmath = {"reassoc", "contract"} if reorder else False
-    return cast("Callable[[F], F]", numba.njit(cache=True, fastmath=fastmath))
-
 
 def score_lean(
     q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks: Any = None, **params: Any
@@ -38,7 +29,7 @@ def score_lean(
     p = inputs.params
     kernels = np.full(inputs.n_heads, p.kernel, dtype=np.int32)
     shifts = np.zeros(inputs.n_heads, dtype=np.int32)
-    if p.method not in ("restkv", "snapkv"):
+    if p.traits.queries == "none":
         raw = smoothed = queryless(inputs)
         return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
 
@@ -54,7 +45,10 @@ def score_lean(
             steps = int(abs(drift) // p.scale)
             kernels[h] = max(p.kernel, 2 * steps + 1)
             shifts[h] = drift // p.scale + (0 if drift > 0 else 1)
-        smoothed[h] = smooth_row(raw[h], at[: inputs.n_past], p.pooling, int(kernels[h]), int(shifts[h]))
+        pooling = p.pooling if p.pools else "none"
+        smoothed[h] = smooth_row(raw[h], at[: inputs.n_past], pooling, int(kernels[h]), int(shifts[h]))
+    if p.traits.per_layer:
+        smoothed = share(smoothed)
     return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
 
 
@@ -63,16 +57,15 @@ def head_scores(inputs: ScoreInputs, h: int, kv: int, at: npt.NDArray[np.int64])
     p, past = inputs.params, inputs.n_past
     keys, values = inputs.k[kv].astype(np.float32), inputs.v[kv].astype(np.float32)
     factor = factor_wo(inputs, h)
-    before = p.method == "restkv" and p.metric_mode == "before"
+    plain = p.method != "restkv" or p.indicator != "reconstruction"  # attention is the score
+    before = not plain and p.metric_mode == "before"
     projected = project(values, factor) if before else np.empty((0, 0))
-    weights = np.ones(inputs.n_rows) if p.method == "snapkv" else inputs.row_weights
     sink = -np.inf if inputs.sinks is None else float(inputs.sinks[h])
 
     mass, others, total = np.zeros(past), np.zeros(past), np.zeros(past)
     row = np.empty(inputs.n_cells)
     half, toward = inputs.n_rows // 2, 0
-    for i, weight in enumerate(weights):
-        visible = inputs.n_cells - inputs.n_rows + i + 1
+    for i, (weight, visible) in enumerate(zip(inputs.row_weights, inputs.visible.tolist(), strict=True)):
         row_logits(keys, inputs.q[h, i], inputs.attn_scale, p.softcap, visible, row)
         if p.adaptive and inputs.drift_acts(kv):
             toward += top_position_sum(row, at, inputs.n_drift) * (1 if i < half else -1)
@@ -84,7 +77,9 @@ def head_scores(inputs: ScoreInputs, h: int, kv: int, at: npt.NDArray[np.int64])
         elif not before:
             add_row(row, log_total, weight, top, rest, mass, others)
     drift = toward / (half * inputs.n_drift) if half else 0.0
-    if p.method == "snapkv":
+    if plain:
+        if p.method == "restkv" and p.indicator == "attention-value-norm":
+            mass *= np.sqrt(np.einsum("jd,jd->j", values[:past], values[:past], dtype=np.float64))
         return mass, drift
     return (total if before else score_after(inputs, mass, others, values[:past], factor)), drift
 
@@ -121,20 +116,6 @@ def score_after(inputs: ScoreInputs, mass: Float64, others: Float64, v: Float32,
     odds = np.where(saturated, ODDS_MAX, mass / np.where(saturated, 1.0, others))
     scores: Float64 = odds * distance
     return scores
-
-
-def queryless(inputs: ScoreInputs) -> Float32:
-    """[H, N - w] scores of streamingllm and random."""
-    p, past = inputs.params, inputs.n_past
-    if p.method == "streamingllm":
-        return np.tile(-np.arange(past, dtype=np.float32), (inputs.n_heads, 1))
-    raw = np.empty((inputs.n_kv_heads, past), dtype=np.float32)
-    positions = inputs.positions()
-    for head in range(inputs.n_kv_heads):
-        at = np.ascontiguousarray(positions[head, :past])
-        key = p.layer * 0x9E3779B97F4A7C15 ^ (head + 1) * 0xBF58476D1CE4E5B9
-        random_row(np.uint64((p.seed ^ key) % 2**64), at, raw[head])
-    return np.repeat(raw, inputs.group, axis=0)
 
 
 def smooth_row(raw: Float32, at: npt.NDArray[np.int64], pooling: str, kernel: int, shift: int) -> Float32:
@@ -297,15 +278,3 @@ def pool(s: Float64, at: npt.NDArray[np.int64], kernel: int, largest: bool, out:
             found += 1
             c += 1
         out[j] = best if largest else total / (kernel if gap_free else found)
-
-
-@compiled()
-def random_row(key: np.uint64, at: npt.NDArray[np.int64], out: Float32) -> None:
-    """Counter-based uniform numbers: splitmix64's finaliser over seed, layer, KV head and position."""
-    one = np.uint64(1)
-    for j in range(len(out)):
-        x = key ^ (np.uint64(at[j]) + one) * np.uint64(0x94D049BB133111EB)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-        out[j] = np.float32(np.float64(x >> np.uint64(40)) * 2.0**-24)

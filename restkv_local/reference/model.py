@@ -14,8 +14,9 @@ import torch
 
 from ..config import EvictConfig
 from ..errors import ConfigError, EvictionError
+from ..ladder import plan_ladder
 from .cache import LayerCache
-from .evict import effective_window, survivors
+from .evict import Place, survivors
 from .forward import Transformer
 
 
@@ -58,13 +59,14 @@ class ReferenceEngine:
         self._full = [il for il in range(spec.n_layer) if not spec.swa[il]]
         if self.budget is not None and not self._full:
             raise ConfigError("every layer of this model has a sliding window; there is nothing to evict")
-        window = self.config.window if self.budget is None else effective_window(self.config, self.budget)
+        window = self.config.window if self.budget is None else self.config.window_cells(self.budget)
         self._caches = [
             LayerCache(spec.n_head[il], spec.n_head_kv[il], spec.head_dim, window, type_k, type_v)
             for il in range(spec.n_layer)
         ]
         self.n_tokens = 0
         self.n_evictions = 0
+        self._cursor = 0  # of a ladder
         self._n_settled = 0  # cells of the last eviction: heads differ in them, so no guide reaches back there
 
     @property
@@ -92,6 +94,8 @@ class ReferenceEngine:
             for layer, cache in zip(self.model.layers, self._caches, strict=True):
                 q, k, v = layer.qkv(x, pos)
                 cache.append(q, k, v, pos)
+                if self.config.method == "h2o" and not layer.swa:
+                    cache.vote(q, pos, scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks)
                 heads = cache.attend(q, pos, scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks,
                                      n_swa=spec.n_swa if layer.swa else 0)  # fmt: skip
                 x = layer.finish(x, heads)
@@ -113,8 +117,13 @@ class ReferenceEngine:
         evicts = self.cells - n_guide > self.budget
         with torch.inference_mode():
             if evicts:
+                n_doc = self.cells - n_guide
                 for il in self._full:
                     self._evict_layer(il, self.budget, n_guide)
+                if self.config.method == "lacache":
+                    c = self.config
+                    ladder = plan_ladder(len(self._full), self.budget, c.window, c.sinks, c.span, c.overlap)
+                    self._cursor = ladder.compact(0, n_doc, self._cursor)[1]
                 self.n_evictions += 1
                 self._n_settled = self.budget
             self.n_tokens -= n_guide
@@ -134,6 +143,7 @@ class ReferenceEngine:
     def _evict_layer(self, il: int, budget: int, n_guide: int) -> None:
         spec, layer, cache = self.model.spec, self.model.layers[il], self._caches[il]
         cache.keep(survivors(
-            cache, self.config, budget=budget, n_guide=n_guide, layer=il, wo=layer.wo.weight,
+            cache, self.config, budget=budget, n_guide=n_guide, layer=il,
+            place=Place(self._full.index(il), len(self._full), self._cursor), wo=layer.wo.weight,
             attn_scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks,
         ))  # fmt: skip

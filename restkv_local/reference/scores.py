@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from .attend import Attention, attend, repeat_heads
-from .inputs import FLT_MAX, ODDS_MAX, Float32, ScoreInputs, ScoreParams, Scores, prepare
-from .select import reduce_heads, select
+from .inputs import FLT_MAX, ODDS_MAX, Float32, ScoreInputs, Scores, prepare
+from .queryless import queryless_scores
+from .select import reduce_heads, select, share
 from .smooth import kernel_and_shift, measure_drift, smooth
 
 
 def score(q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks: Any = None, **params: Any) -> Scores:
     """Scores of the past cells and the sets that survive, in torch; memory grows as heads x window x N.
 
-    q_win: [heads, rows, d], the last queries after RoPE; the last `window` rows are used.
+    q_win: [heads, rows, d], the last queries after RoPE; the last `window` rows are used (tova: the last one; h2o: all
+        that are given; methods that look at no query: none).
     k, v: [kv_heads, N, d]; query head h reads KV head h // (heads / kv_heads).
     wo: [c, heads * d] output projection; not needed without use_wo.
     pos: [kv_heads, N] ascending text positions of the cells; None: 0 .. N-1.
@@ -27,7 +28,8 @@ def score(q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks:
 
     Returns (raw, smoothed, indices, kernel_sizes, shifts): raw and smoothed [heads, N - window] float32; indices of the
     surviving past cells, int32 ascending, [heads, C], or [kv_heads, C] with reduce; kernel_sizes and shifts [heads]
-    int32. C is budget - window, or N - window when N < budget. Nothing is ever NaN or infinite.
+    int32. C is budget - window, or N - window when N < budget. Method "tova" keeps one set per layer: all rows of
+    smoothed and of indices are the same. Nothing is ever NaN or infinite.
 
     Raises ConfigError when a parameter or a shape does not fit. Source: ReST-KV (ICLR 2026), its published code.
     """
@@ -35,21 +37,28 @@ def score(q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks:
     p = inputs.params
     kernels = np.full(inputs.n_heads, p.kernel, dtype=np.int32)
     shifts = np.zeros(inputs.n_heads, dtype=np.int32)
-    if p.method in ("restkv", "snapkv"):
+    if p.traits.queries == "none":
+        raw = smoothed = queryless_scores(inputs)
+    else:
         attention = attend(inputs)
-        raw = raw_scores(attention, inputs)
+        raw = smoothed = raw_scores(attention, inputs)
         if p.adaptive:
             kernels, shifts = kernel_and_shift(measure_drift(attention, inputs), inputs)
-        smoothed = smooth(raw, kernels, shifts, inputs)
-    else:
-        raw = smoothed = queryless_scores(inputs)
+        if p.pools:
+            smoothed = smooth(raw, kernels, shifts, inputs)
+    if p.traits.per_layer:
+        smoothed = share(smoothed)
     return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
 
 
 def raw_scores(attention: Attention, inputs: ScoreInputs) -> Float32:
     """[H, N - w] scores before smoothing, of a method that looks at queries."""
-    if inputs.params.method == "snapkv":
-        raw = attention.weights[:, :, : inputs.n_past].sum(dim=1)
+    p = inputs.params
+    if p.method != "restkv" or p.indicator != "reconstruction":
+        rows = torch.from_numpy(inputs.row_weights)[None, :, None]
+        raw = (rows * attention.weights[:, :, : inputs.n_past]).sum(dim=1)
+        if p.indicator == "attention-value-norm" and p.method == "restkv":
+            raw = raw * repeat_heads(torch.from_numpy(inputs.v).double(), inputs.group)[:, : inputs.n_past].norm(dim=-1)
     elif inputs.params.metric_mode == "after":
         raw = score_after(attention, inputs)
     else:
@@ -139,26 +148,3 @@ def finite(raw: Tensor) -> Float32:
     raw = torch.nan_to_num(raw, nan=FLT_MAX, posinf=FLT_MAX).clamp(max=FLT_MAX)
     result: Float32 = raw.float().numpy()
     return result
-
-
-def queryless_scores(inputs: ScoreInputs) -> Float32:
-    """[H, N - w] scores of the methods that look at no query: streamingllm (first cells win) and random."""
-    if inputs.params.method == "streamingllm":
-        falling = -np.arange(inputs.n_past, dtype=np.float32)
-        return np.tile(falling, (inputs.n_heads, 1))
-    per_kv_head = [
-        random_scores(inputs.params, head, inputs.positions()[head, : inputs.n_past])
-        for head in range(inputs.n_kv_heads)
-    ]
-    return np.repeat(np.stack(per_kv_head), inputs.group, axis=0)
-
-
-def random_scores(params: ScoreParams, kv_head: int, positions: npt.NDArray[np.int64]) -> Float32:
-    """Uniform in [0, 1), a function of seed, layer, KV head and position alone (splitmix64 finaliser)."""
-    wrap = 2**64 - 1
-    key = params.seed ^ (params.layer * 0x9E3779B97F4A7C15 & wrap) ^ ((kv_head + 1) * 0xBF58476D1CE4E5B9 & wrap)
-    x = np.uint64(key) ^ (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x94D049BB133111EB)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return (x >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)

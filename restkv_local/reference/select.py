@@ -20,6 +20,12 @@ def reduce_heads(smoothed: Float32, inputs: ScoreInputs) -> Float32:
     return one
 
 
+def share(smoothed: Float32) -> Float32:
+    """[H, L], every row the mean over all query heads: a method that keeps one set per layer."""
+    mean = smoothed.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.tile(mean, (len(smoothed), 1))
+
+
 def select(scores: Float32, n_keep: int) -> Int32:
     """[sets, n_keep] int32: the n_keep largest of each row of scores [sets, L], ties to the lower cell, ascending."""
     order = np.argsort(-scores, axis=-1, kind="stable")

@@ -1,0 +1,16 @@
+// First in, first out: the most recent cells and nothing else. A sliding window, or StreamingLLM without sinks.
+
+#include "methods.h"
+
+static void score(const restkv_view & view, const restkv_params &, uint32_t, restkv_scratch & scratch) {
+    for (uint32_t h = 0; h < view.group; ++h) {
+        float * raw = scratch.raw.data() + (size_t) h * scratch.n_pad;
+        for (uint32_t j = 0; j < view.n_past; ++j) {
+            raw[j] = (float) j;
+        }
+    }
+}
+
+const restkv_method restkv_method_fifo = {
+    "fifo", "the most recent cells", false, false, false, score,
+};
