@@ -1,0 +1,128 @@
+"""Messages of a wanted length: how many units go in, and how a document is cut in the middle.
+
+A tokenizer is asked as seldom as can be: counts are close to linear in what is added, so the next guess is on the line
+through the last two counts. A search costs a handful of counts, and the next sample of a task starts where the last one
+ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from ..errors import ConfigError
+from .sample import CountTokens, Sample
+
+# A search may stop this far below the limit, as a part of it: about the length, and never above.
+SLACK = 0.01
+# The same where a document is cut.
+SLACK_CUT = 0.002
+
+AnySample = TypeVar("AnySample", bound=Sample)
+
+
+def message(sample: Sample) -> str:
+    """All that the model reads before it answers."""
+    return f"{sample.context}{sample.question}{sample.answer_prefix}"
+
+
+def most(
+    measure: Callable[[int], int],
+    limit: int,
+    least: int,
+    guess: int,
+    ceiling: int | None = None,
+    slack: float = SLACK,
+) -> int | None:
+    """The largest number of units, or nearly, whose measured size is at most `limit`; None when `least` is too large.
+
+    measure: size of so many units, growing about linearly. What is returned was measured and fits, and is within
+    `slack` of the limit, or one unit below what does not fit, or the ceiling.
+    """
+    low, low_size = least, measure(least)
+    if low_size > limit:
+        return None
+    if ceiling is not None and ceiling <= least:
+        return low
+    high: int | None = None
+    high_size = 0
+    step = max(guess, least + 1)
+    while high is None or high - low > 1:
+        if ceiling is not None and step >= ceiling and high is None:
+            step = ceiling
+        size = measure(step)
+        if size <= limit:
+            low, low_size = step, size
+            if limit - size <= slack * limit or step == ceiling:
+                break
+        else:
+            high, high_size = step, size
+        step = _next(low, low_size, high, high_size, int(limit * (1 - slack / 2)))
+    return low
+
+
+def _next(low: int, low_size: int, high: int | None, high_size: int, aim: int) -> int:
+    """Where the line through what is known reaches the aim, strictly between the bounds."""
+    if high is None:
+        per_unit = max(low_size, 1) / max(low, 1)
+        return low + max(1, min(int((aim - low_size) / per_unit), 4 * low + 16))
+    part = (aim - low_size) / max(high_size - low_size, 1)
+    # Never nearer to an end than an eighth, so that a bent line still closes in.
+    part = min(max(part, 0.125), 0.875)
+    return min(max(low + int(part * (high - low)), low + 1), high - 1)
+
+
+@dataclass
+class Filler:
+    """Makes samples of one task fill a length. It remembers how many units the last sample took."""
+
+    task: str
+    count: CountTokens
+    length: int
+    least: int = 1
+    guess: int = 64
+
+    def fill(self, build: Callable[[int], Sample], ceiling: int | None = None) -> Sample:
+        """The sample with as many units as fit. build: the same sample with so many units, deterministic.
+
+        Raises ConfigError when `least` units do not fit, with the length that they need.
+        """
+        sizes: dict[int, int] = {}
+
+        def measure(units: int) -> int:
+            if units not in sizes:
+                sizes[units] = self.count(message(build(units)))
+            return sizes[units]
+
+        units = most(measure, self.length, self.least, self.guess, ceiling)
+        if units is None:
+            raise ConfigError(f"{self.task} needs at least {sizes[self.least]} tokens; {self.length} are given")
+        self.guess = units
+        return build(units)
+
+
+def cut_middle(task: str, count: CountTokens, length: int, sample: AnySample) -> tuple[AnySample, bool]:
+    """The sample with the middle of its context left out, so that the message has at most `length` tokens; and whether
+    anything was left out.
+
+    As LongBench and InfiniteBench do it: of the whole message, the first half of the tokens and the last half remain.
+    Raises ConfigError when the last half has no room for the question.
+    """
+    whole = message(sample)
+    size = count(whole)
+    if size <= length:
+        return sample, False
+    frame = count("")  # what a count has besides the text
+    half = (length - frame) // 2
+    end = len(sample.question) + len(sample.answer_prefix)
+    if half < 1 or count(whole[len(whole) - end :]) - frame > half:
+        raise ConfigError(f"{task}: the question alone takes more than half of {length} tokens; raise the length")
+    guess = max(1, len(whole) * half // size)
+    head = most(lambda n: count(whole[:n]) - frame, half, 1, guess, len(whole), SLACK_CUT) or 0
+    tail = most(lambda n: count(whole[len(whole) - n :]) - frame, half, end, guess, len(whole), SLACK_CUT) or end
+    # Two cuts that are not at the borders of tokens may cost a token or two where they meet.
+    while head and count(whole[:head] + whole[len(whole) - tail :]) > length:
+        head -= min(head, 4)
+    kept = whole[:head] + whole[len(whole) - tail : len(whole) - end]
+    return replace(sample, context=kept), True
