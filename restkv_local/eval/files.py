@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ..errors import ConfigError
 
-# Bytes of one line of a JSONL file: the longest book of InfiniteBench is below 8 MiB.
-LINE_MAX = 32 * 2**20
+T = TypeVar("T")
+
+# Bytes of one line of a JSONL file: a Chinese book of InfiniteBench has about two million tokens, some 10 MB.
+LINE_MAX = 64 * 2**20
 # Bytes of a file that is one JSON value: HotpotQA's largest is 46 MB, SQuAD's 42 MB.
 JSON_MAX = 256 * 2**20
 # Bytes of a plain text file.
@@ -110,14 +113,28 @@ def find(folder: Path | None, names: Sequence[str], task: str) -> Path:
     raise ConfigError(f"{task} needs {wanted} in '{folder}'")
 
 
-def read_jsonl(path: Path) -> list[Row]:
-    """All objects of a file with one JSON object per line; blank lines are passed over. Never empty."""
-    rows = [
-        Row(f"{path.name}, line {number}", number, _object(path.name, number, line)) for number, line in _lines(path)
-    ]
-    if not rows:
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """The objects of a file with one JSON object per line, one after the other; blank lines are passed over. Raises
+    ConfigError at the first line that is not one, and when there is none."""
+    empty = True
+    for number, line in _lines(path):
+        empty = False
+        yield Row(f"{path.name}, line {number}", number, _object(path.name, number, line))
+    if empty:
         raise ConfigError(f"{path.name}: the file is empty; one JSON object per line was expected")
-    return rows
+
+
+def choose(items: Iterable[T], n: int, seed: str) -> list[T]:
+    """At most `n` of the items in their order, each as likely as any other (Vitter's algorithm R). All are looked at,
+    so that a fault anywhere is found; `n` at a time are in memory."""
+    rng = random.Random(seed)
+    kept: list[tuple[int, T]] = []
+    for place, item in enumerate(items):
+        if place < n:
+            kept.append((place, item))
+        elif (slot := rng.randrange(place + 1)) < n:
+            kept[slot] = (place, item)
+    return [item for _, item in sorted(kept, key=lambda pair: pair[0])]
 
 
 def read_json(path: Path) -> Any:
@@ -128,20 +145,20 @@ def read_json(path: Path) -> Any:
     return _parse(path.name, 1, text)
 
 
-def read_objects(path: Path) -> list[Row]:
-    """Objects of a file that is either one JSON list or has one object per line. Never empty."""
+def read_objects(path: Path) -> Iterator[Row]:
+    """The objects of a file that is either one JSON list or has one object per line. Never none."""
     with _open(path) as file:
-        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start.startswith(b"["):
-        return read_jsonl(path)
-    rows = []
-    for i, value in enumerate(read_json(path), 1):
+        yield from read_jsonl(path)
+        return
+    values = read_json(path)
+    if not values:
+        raise ConfigError(f"{path.name}: the list is empty")
+    for i, value in enumerate(values, 1):
         if not isinstance(value, dict):
             raise ConfigError(f"{path.name}, item {i}: an object was expected; got {_kind(value)}")
-        rows.append(Row(f"{path.name}, item {i}", i, value))
-    if not rows:
-        raise ConfigError(f"{path.name}: the list is empty")
-    return rows
+        yield Row(f"{path.name}, item {i}", i, value)
 
 
 def read_text(path: Path) -> str:

@@ -102,9 +102,9 @@ class Filler:
         return build(units)
 
 
-def cut_middle(task: str, count: CountTokens, length: int, sample: AnySample) -> tuple[AnySample, bool]:
-    """The sample with the middle of its context left out, so that the message has at most `length` tokens; and whether
-    anything was left out.
+def cut_middle(task: str, count: CountTokens, length: int, sample: AnySample) -> AnySample:
+    """The sample with the middle of its context left out, so that the message has at most `length` tokens. Its label
+    "cut" says whether anything was left out: "no" or "middle".
 
     As LongBench and InfiniteBench do it: of the whole message, the first half of the tokens and the last half remain.
     Raises ConfigError when the last half has no room for the question.
@@ -112,7 +112,7 @@ def cut_middle(task: str, count: CountTokens, length: int, sample: AnySample) ->
     whole = message(sample)
     size = count(whole)
     if size <= length:
-        return sample, False
+        return replace(sample, labels={**sample.labels, "cut": "no"})
     frame = count("")  # what a count has besides the text
     half = (length - frame) // 2
     end = len(sample.question) + len(sample.answer_prefix)
@@ -125,4 +125,4 @@ def cut_middle(task: str, count: CountTokens, length: int, sample: AnySample) ->
     while head and count(whole[:head] + whole[len(whole) - tail :]) > length:
         head -= min(head, 4)
     kept = whole[:head] + whole[len(whole) - tail : len(whole) - end]
-    return replace(sample, context=kept), True
+    return replace(sample, context=kept, labels={**sample.labels, "cut": "middle"})
