@@ -9,8 +9,9 @@ from .common import Problem, Worked, first_answer
 
 MAX_TOKENS = 64
 _INTRO = "Answer the question with the letter of the right option."
-_SAID = re.compile(r"(?:answer|option)\s+(?:is|:)\s*:?\s*\(?([A-E1-5])\b", re.IGNORECASE)
-_LETTER = re.compile(r"\(?\b([A-E1-5])\b")
+_SAID = re.compile(r"(?i:answer|option)(?i:\s+is)?\s*:?\s*\(?([A-E1-5])\b")
+# Alone on its line, or marked as in a list: "A" also begins sentences.
+_LETTER = re.compile(r"(?:^|[\s(])([A-E1-5])(?:[.):,]|[ \t]*$)", re.MULTILINE)
 
 
 def problem(row: Row) -> Problem:
@@ -25,15 +26,16 @@ def problem(row: Row) -> Problem:
 
 
 def letter_of(answer: str) -> str | None:
-    """The label that an answer chooses: after "the answer is", otherwise the first label that stands alone."""
+    """The label that an answer chooses: after "the answer is", otherwise the first one that is marked or alone in
+    its line."""
     text = first_answer(answer)
     found = _SAID.search(text) or _LETTER.search(text)
-    return found[1].upper() if found else None
+    return found[1] if found else None
 
 
 def same_letter(answer: str, right: str) -> bool:
     """Whether the chosen label is the right one."""
-    return letter_of(answer) == right.upper()
+    return letter_of(answer) == right
 
 
 EASY = Worked("arc_easy", ("ARC-Easy-Test.jsonl", "arc_easy.jsonl"), ("ARC-Easy-Train.jsonl", "arc_easy_train.jsonl"),

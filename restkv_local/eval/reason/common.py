@@ -15,7 +15,7 @@ from ..sample import CountTokens, Sample
 
 # Worked examples before a question, as the usual figures of GSM8K and ARC have them (8 and 25; 8 keeps them alike).
 SHOTS = 8
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_NUMBER = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|-?\d+(?:\.\d+)?|-?\.\d+")
 _SAID = re.compile(r"answer\s+is\s*:?\s*\$?\s*", re.IGNORECASE)
 
 

@@ -22,8 +22,8 @@ _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 @dataclass(frozen=True)
 class CodeSample(Sample):
-    """prompt: the beginning of the program, given to the model. test: defines check(candidate). entry_point: the name of
-    the function."""
+    """prompt: the beginning of the program, given to the model. test: defines check(candidate). entry_point: the name
+    of the function."""
 
     prompt: str = ""
     test: str = ""
