@@ -22,9 +22,13 @@ SLACK_CUT = 0.002
 AnySample = TypeVar("AnySample", bound=Sample)
 
 
-def message(sample: Sample) -> str:
-    """All that the model reads before it answers."""
-    return f"{sample.context}{sample.question}{sample.answer_prefix}"
+def size(count: CountTokens, sample: Sample) -> int:
+    """Tokens of all that the model reads before it answers, without the frame of a chat. In a chat the beginning of the
+    answer stands apart from the question, so it is counted apart."""
+    text = f"{sample.context}{sample.question}"
+    if not sample.chat:
+        return count(f"{text}{sample.answer_prefix}")
+    return count(text) + (count(sample.answer_prefix) if sample.answer_prefix else 0)
 
 
 def most(
@@ -92,7 +96,7 @@ class Filler:
 
         def measure(units: int) -> int:
             if units not in sizes:
-                sizes[units] = self.count(message(build(units)))
+                sizes[units] = size(self.count, build(units))
             return sizes[units]
 
         units = most(measure, self.length, self.least, self.guess, ceiling)
@@ -109,20 +113,20 @@ def cut_middle(task: str, count: CountTokens, length: int, sample: AnySample) ->
     As LongBench and InfiniteBench do it: of the whole message, the first half of the tokens and the last half remain.
     Raises ConfigError when the last half has no room for the question.
     """
-    whole = message(sample)
-    size = count(whole)
-    if size <= length:
+    if size(count, sample) <= length:
         return replace(sample, labels={**sample.labels, "cut": "no"})
-    frame = count("")  # what a count has besides the text
-    half = (length - frame) // 2
-    end = len(sample.question) + len(sample.answer_prefix)
-    if half < 1 or count(whole[len(whole) - end :]) - frame > half:
+    apart = count(sample.answer_prefix) if sample.chat and sample.answer_prefix else 0
+    ending = sample.question if sample.chat else f"{sample.question}{sample.answer_prefix}"
+    whole = f"{sample.context}{ending}"
+    limit = length - apart
+    half = limit // 2
+    if half < 1 or count(ending) > half:
         raise ConfigError(f"{task}: the question alone takes more than half of {length} tokens; raise the length")
-    guess = max(1, len(whole) * half // size)
-    head = most(lambda n: count(whole[:n]) - frame, half, 1, guess, len(whole), SLACK_CUT) or 0
-    tail = most(lambda n: count(whole[len(whole) - n :]) - frame, half, end, guess, len(whole), SLACK_CUT) or end
+    n, end = len(whole), len(ending)
+    guess = max(1, n * half // count(whole))
+    head = most(lambda kept: count(whole[:kept]), half, 1, guess, n, SLACK_CUT) or 0
+    tail = most(lambda kept: count(whole[n - kept :]), half, end, max(guess, end + 1), n, SLACK_CUT) or end
     # Two cuts that are not at the borders of tokens may cost a token or two where they meet.
-    while head and count(whole[:head] + whole[len(whole) - tail :]) > length:
+    while head and count(whole[:head] + whole[n - tail :]) > limit:
         head -= min(head, 4)
-    kept = whole[:head] + whole[len(whole) - tail : len(whole) - end]
-    return replace(sample, context=kept, labels={**sample.labels, "cut": "middle"})
+    return replace(sample, context=whole[:head] + whole[n - tail : n - end], labels={**sample.labels, "cut": "middle"})

@@ -37,16 +37,16 @@ class Generated:
     def samples(self, count_tokens: CountTokens, length: int, n: int, seed: int) -> Sequence[Sample]:
         """See Task."""
         filler = Filler(f"infinitebench {self.name}", count_tokens, length, self.least)
-        return [filler.fill(partial(self._sample, length, n, seed, index)) for index in range(n)]
+        return [filler.fill(partial(self._sample, n, seed, index)) for index in range(n)]
 
     def score(self, sample: Sample, answer: str) -> float:
         """The task's official measure."""
         return self.measure(answer, sample.references)
 
-    def _sample(self, length: int, n: int, seed: int, index: int, n_units: int) -> Sample:
+    def _sample(self, n: int, seed: int, index: int, n_units: int) -> Sample:
         depth = index / (n - 1) if n > 1 else 0.5
         sample = self.build(random.Random(f"{self.name}/{seed}/{index}"), depth, n_units)
-        return replace(sample, id=f"{length}/{n}/{seed}/{index}", labels={"length": length, **sample.labels})
+        return replace(sample, id=f"{index}-of-{n}")
 
 
 def _hidden(rng: random.Random, depth: float, n_lines: int, what: str, key: str, max_tokens: int) -> Sample:
@@ -57,7 +57,7 @@ def _hidden(rng: random.Random, depth: float, n_lines: int, what: str, key: str,
         id="",
         context=f"Something important is hidden in the text below. Find it and keep it in mind.\n\n{text}\n\n",
         question=f"What is the {what}?",
-        answer_prefix=f"The {what} is",
+        answer_prefix=f"The {what} is ",
         references=(key,),
         max_tokens=max_tokens,
         labels={"depth": round(depth, 2)},
@@ -88,7 +88,7 @@ def kv_retrieval(rng: random.Random, depth: float, n_pairs: int) -> Sample:
         id="",
         context=f"Find the value that belongs to a key of the JSON object below.\n\n{json.dumps(pairs)}\n\n",
         question=f'Key: "{key}"',
-        answer_prefix="The value of this key is:",
+        answer_prefix="The value of this key is: ",
         references=(pairs[key],),
         max_tokens=MAX_TOKENS["kv_retrieval"],
         labels={"depth": round(depth, 2)},
@@ -125,7 +125,7 @@ def math_find(rng: random.Random, depth: float, n_numbers: int) -> Sample:
         id="",
         context=f"Find the {name} number of the list below.\n\n{json.dumps(numbers)}\n\n",
         question="Answer with one number and no other words.",
-        answer_prefix=f"The {name} number of the list is:",
+        answer_prefix=f"The {name} number of the list is: ",
         references=(str(right),),
         max_tokens=MAX_TOKENS["math_find"],
         labels={"asked": name},
@@ -164,7 +164,7 @@ def code_run(rng: random.Random, depth: float, n_functions: int) -> Sample:
         id="",
         context=f"Below is Python code. One of its functions is called func_{start}.\n\n{code}\n\n",
         question=f"Work out the exact value of {call}.",
-        answer_prefix=f"The value of {call} is",
+        answer_prefix=f"The value of {call} is ",
         references=(str(value),),
         max_tokens=MAX_TOKENS["code_run"],
         labels={"calls": n_layers},

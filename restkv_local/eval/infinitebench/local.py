@@ -41,7 +41,7 @@ class Local:
         """See Task. Which lines of the file is chosen by the seed; label "cut" says whether the middle was left out."""
         file = f"{self.name}.jsonl"
         path = find(self.data, (file, f"data/{file}"), f"infinitebench {self.name}")
-        made = (self._sample(row, length) for row in read_jsonl(path))
+        made = (self._sample(row) for row in read_jsonl(path))
         chosen = choose(made, n, f"{self.name}/{seed}")
         return [cut_middle(f"infinitebench {self.name}", count_tokens, length, sample) for sample in chosen]
 
@@ -49,7 +49,7 @@ class Local:
         """The task's official measure."""
         return self.measure(answer, sample.references)
 
-    def _sample(self, row: Row, length: int) -> Sample:
+    def _sample(self, row: Row) -> Sample:
         template = parse(self.name, self.prompt, _FIELDS)
         fields = {"input": row.text("input") if "{input}" in self.prompt else ""}
         references = row.scalars("answer")
@@ -60,13 +60,12 @@ class Local:
             fields |= dict(zip(scoring.LETTERS, options, strict=False))
             references = (references[0], scoring.LETTERS[options.index(references[0])])
         return Sample(
-            id=f"{length}/{row.number}",
+            id=f"line-{row.number}",
             context=f"{template.before}{row.text('context')}",
             question=template.question(**fields),
             references=references,
             max_tokens=self.max_tokens,
             answer_prefix=self.answer_prefix,
-            labels={"length": length},
         )
 
 
@@ -82,7 +81,7 @@ TASKS: tuple[Local, ...] = (
         f"One of these options is right. Give its letter (A, B, C or D) and nothing else.\n{_OPTIONS}",
         40,
         scoring.choice,
-        answer_prefix="The letter of the right option is",
+        answer_prefix="The letter of the right option is ",
         options=True,
     ),
     Local(

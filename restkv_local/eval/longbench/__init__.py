@@ -90,7 +90,7 @@ class LongBench:
         """See Task. Which rows of the file is chosen by the seed; label "cut" says whether the middle was left out."""
         path = find(self.data, (f"{self.name}.jsonl", f"data/{self.name}.jsonl"), f"longbench {self.name}")
         template, wording = self._template(path.parent)
-        labels: dict[str, str | int] = {"length": length, "prompt": wording}
+        labels = {"prompt": wording}
         made = (self._sample(row, template, labels) for row in read_jsonl(path))
         chosen = choose(made, n, f"{self.name}/{seed}")
         return [cut_middle(self.name, count_tokens, length, sample) for sample in chosen]
@@ -119,13 +119,13 @@ class LongBench:
                 return parse(f"{path.name}: '{self.name}'", row.text(self.name)), "official"
         return parse(self.name, PROMPTS[self.name]), "own words"
 
-    def _sample(self, row: Row, template: Template, labels: Mapping[str, str | int]) -> Sample:
+    def _sample(self, row: Row, template: Template, labels: Mapping[str, str]) -> Sample:
         context = f"{template.before}{row.text('context')}"
         question = template.question(input=row.text("input"))
         if self._dataset.code:
             context, question = _last_lines(context, question)
         references = row.texts("answers")
-        values = (f"{labels['length']}/{row.number}", context, question, references, self._dataset.max_tokens)
+        values = (f"line-{row.number}", context, question, references, self._dataset.max_tokens)
         if self._dataset.metric is None:
             classes = row.texts("all_classes")
             return ClassSample(*values, chat=self._dataset.chat, labels=labels, classes=classes)

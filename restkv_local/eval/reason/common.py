@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ..files import Row, choose, find, read_objects
-from ..fit import message
+from ..fit import size
 from ..sample import CountTokens, Sample
 
 # Worked examples before a question, as the usual figures of GSM8K and ARC have them (8 and 25; 8 keeps them alike).
@@ -71,22 +71,22 @@ class Worked:
         # A file of both would give the answer away.
         others = [example for example in examples if example.question != problem.question]
         for shots in range(len(others), -1, -1):
-            sample = self._sample(length, problem, others[:shots])
-            size = count(message(sample))
-            if size <= length:
+            sample = self._sample(problem, others[:shots])
+            needed = size(count, sample)
+            if needed <= length:
                 return sample
-        raise ConfigError(f"reason {self.name} needs at least {size} tokens; {length} are given")
+        raise ConfigError(f"reason {self.name} needs at least {needed} tokens; {length} are given")
 
-    def _sample(self, length: int, problem: Problem, examples: list[Problem]) -> Sample:
+    def _sample(self, problem: Problem, examples: list[Problem]) -> Sample:
         shown = "".join(f"Question: {one.question}\nAnswer: {one.worked}\n\n" for one in examples)
         return Sample(
-            id=f"{length}/{problem.number}",
+            id=f"problem-{problem.number}",
             context=f"{self.intro}\n\n{shown}",
             question=f"Question: {problem.question}",
-            answer_prefix="Answer:",
+            answer_prefix="Answer: ",
             references=(problem.right,),
             max_tokens=self.max_tokens,
-            labels={"length": length, "shots": len(examples)},
+            labels={"shots": len(examples)},
         )
 
     def at(self, data: Path | None) -> Worked:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ..files import Row, choose, find, read_objects
-from ..fit import message
+from ..fit import size
 from ..sample import CountTokens, Sample
 from . import sandbox
 
@@ -43,12 +43,12 @@ class HumanEval:
         """See Task. Plain completion, as the authors measure it: the prompt is the beginning of the program."""
         self._allowed()
         path = find(self.data, FILES, "reason humaneval")
-        made = (self._sample(row, length) for row in read_objects(path))
+        made = (self._sample(row) for row in read_objects(path))
         chosen = choose(made, n, f"{self.name}/{seed}")
         for sample in chosen:
-            size = count_tokens(message(sample))
-            if size > length:
-                raise ConfigError(f"reason humaneval needs at least {size} tokens; {length} are given")
+            needed = size(count_tokens, sample)
+            if needed > length:
+                raise ConfigError(f"reason humaneval needs at least {needed} tokens; {length} are given")
         return chosen
 
     def score(self, sample: Sample, answer: str) -> float:
@@ -68,20 +68,19 @@ class HumanEval:
         if not sandbox.supported():
             raise ConfigError("reason humaneval needs a system that can limit a process: Linux, macOS or other Unix")
 
-    def _sample(self, row: Row, length: int) -> CodeSample:
+    def _sample(self, row: Row) -> CodeSample:
         entry_point = row.text("entry_point")
         if not entry_point.isidentifier():
             row.fail("'entry_point' is no name of a function")
         prompt = row.text("prompt")
         place = prompt.rfind("\ndef ") + 1
         return CodeSample(
-            id=f"{length}/{row.number}",
+            id=f"problem-{row.number}",
             context=prompt[:place],
             question=prompt[place:],
             references=(row.text("canonical_solution"),),
             max_tokens=MAX_TOKENS,
             chat=False,
-            labels={"length": length},
             prompt=prompt,
             test=row.text("test"),
             entry_point=entry_point,

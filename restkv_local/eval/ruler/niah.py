@@ -42,13 +42,13 @@ class Niah:
         """See Task."""
         n_needles = max(self.n_keys, self.n_queries) * self.n_values
         filler = Filler(self.name, count_tokens, length, least=n_needles)
-        return [filler.fill(partial(self._sample, length, seed, index)) for index in range(n)]
+        return [filler.fill(partial(self._sample, seed, index)) for index in range(n)]
 
     def score(self, sample: Sample, answer: str) -> float:
         """The part of the values that the answer contains."""
         return string_match_all(answer, sample.references)
 
-    def _sample(self, length: int, seed: int, index: int, n_units: int) -> Sample:
+    def _sample(self, seed: int, index: int, n_units: int) -> Sample:
         rng = random.Random(f"{self.name}/{seed}/{index}")
         n_keys = max(self.n_keys, self.n_queries)
         keys = _distinct(rng, self.keys, n_keys)
@@ -62,17 +62,17 @@ class Niah:
         kind = self.values[:-1] if one else self.values
         key = ", ".join(asked[:-1]) + (", and " if len(asked) > 1 else "") + asked[-1]
         return Sample(
-            id=f"{length}/{seed}/{index}",
+            id=str(index),
             context=(
                 f"{'A' if one else 'Some'} special magic {kind} {'stands' if one else 'stand'} somewhere in the text "
                 f"below. Keep {'it' if one else 'them'} in mind, because you will be asked about the {kind} later.\n"
                 f"{text}\n"
             ),
             question=f"What {'is' if one else 'are all'} the special magic {kind} for {key} given in the text above?",
-            answer_prefix=f"The special magic {kind} for {key} given in the text above {'is' if one else 'are'}",
+            answer_prefix=f"The special magic {kind} for {key} given in the text above {'is' if one else 'are'} ",
             references=tuple(value for key in asked for value in of[key]),
             max_tokens=MAX_TOKENS,
-            labels={"length": length, "haystack": label, "needles": len(needles)},
+            labels={"haystack": label, "needles": len(needles)},
         )
 
     def _needle(self, key: str, value: str) -> str:

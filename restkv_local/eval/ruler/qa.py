@@ -114,7 +114,7 @@ class QuestionAnswering:
             question = pool.questions[index]
             order = self._order(pool, question, seed, index)
             filler.least = len(question.own)
-            found.append(filler.fill(partial(self._sample, pool, question, order, length, seed, index), len(order)))
+            found.append(filler.fill(partial(self._sample, pool, question, order, seed, index), len(order)))
         return found
 
     def score(self, sample: Sample, answer: str) -> float:
@@ -130,18 +130,17 @@ class QuestionAnswering:
         return [*question.own, *near, *rng.sample(others, len(others))]
 
     def _sample(
-        self, pool: Pool, question: Question, order: list[int], length: int, seed: int, index: int, n_documents: int
+        self, pool: Pool, question: Question, order: list[int], seed: int, index: int, n_documents: int
     ) -> Sample:
         shown = order[:n_documents]
         random.Random(f"{self.name}/{seed}/{index}/order").shuffle(shown)
         documents = "\n\n".join(f"Document {i}:\n{pool.documents[place]}" for i, place in enumerate(shown, 1))
         ask = "Answer the question from the documents that are given. Write the answer alone and nothing else."
         return Sample(
-            id=f"{length}/{seed}/{index}",
+            id=f"question-{index}",
             context=f"{ask}\n\nThe documents:\n\n{documents}\n\n{ask}\n\n",
             question=f"Question: {question.text}",
-            answer_prefix="Answer:",
+            answer_prefix="Answer: ",
             references=question.answers,
             max_tokens=MAX_TOKENS,
-            labels={"length": length},
         )

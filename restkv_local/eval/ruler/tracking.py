@@ -31,25 +31,25 @@ class VariableTracking:
     def samples(self, count_tokens: CountTokens, length: int, n: int, seed: int) -> Sequence[Sample]:
         """See Task."""
         filler = Filler(self.name, count_tokens, length, least=HOPS + 1)
-        return [filler.fill(partial(self._sample, length, seed, index)) for index in range(n)]
+        return [filler.fill(partial(self._sample, seed, index)) for index in range(n)]
 
     def score(self, sample: Sample, answer: str) -> float:
         """The part of the variables that the answer names."""
         return string_match_all(answer, sample.references)
 
-    def _sample(self, length: int, seed: int, index: int, n_lines: int) -> Sample:
+    def _sample(self, seed: int, index: int, n_lines: int) -> Sample:
         rng = random.Random(f"{self.name}/{seed}/{index}")
         names, value, chain = _chain(rng, EXAMPLE_LETTERS)
-        example = f"{_task(rng, chain, EXAMPLE_LINES)}{_question(value)} {_prefix(value)} {' '.join(names)}\n\n"
+        example = f"{_task(rng, chain, EXAMPLE_LINES)}{_question(value)} {_prefix(value)}{' '.join(names)}\n\n"
         names, value, chain = _chain(rng, LETTERS)
         return Sample(
-            id=f"{length}/{seed}/{index}",
+            id=str(index),
             context=f"{example}{_task(rng, chain, n_lines)}",
             question=_question(value),
             answer_prefix=_prefix(value),
             references=tuple(names),
             max_tokens=MAX_TOKENS,
-            labels={"length": length, "haystack": "noise", "needles": len(names)},
+            labels={"haystack": "noise", "needles": len(names)},
         )
 
 

@@ -17,10 +17,10 @@ from .vocabulary import COMPOUND, PLAIN
 CWE_TOKENS = 120
 CWE_COMMON = 10
 # How often a common and another word stand in the list, and both and the number of words in the worked example; below
-# 4,096 tokens RULER takes the second row.
+# 4,096 tokens (less some for the frame of a chat) RULER takes the second row.
 CWE_LONG = (30, 3, 10, 3, 40)
 CWE_SHORT = (6, 1, 3, 1, 20)
-CWE_SHORT_BELOW = 4096
+CWE_SHORT_BELOW = 4096 - 256
 FWE_TOKENS = 50
 FWE_ASKED = 3
 FWE_LETTERS = 6
@@ -49,21 +49,21 @@ class CommonWords:
         rng = random.Random(f"{self.name}/{seed}/{index}")
         often, seldom, example_often, example_seldom, n_example = CWE_SHORT if length < CWE_SHORT_BELOW else CWE_LONG
         text, common = _list(random.Random(rng.getrandbits(64)), n_example, example_often, example_seldom)
-        example = f"{text}{_QUESTION} {_PREFIX} {_numbered(common)}\n"
+        example = f"{text}{_QUESTION} {_PREFIX}{_numbered(common)}\n"
         text, common = _list(rng, n_words, often, seldom)
         return Sample(
-            id=f"{length}/{seed}/{index}",
+            id=str(index),
             context=f"{example}{text}",
             question=_QUESTION,
             answer_prefix=_PREFIX,
             references=tuple(common),
             max_tokens=CWE_TOKENS,
-            labels={"length": length, "words": "plain" if n_words <= len(PLAIN) // 2 else "compound"},
+            labels={"words": "plain" if n_words <= len(PLAIN) // 2 else "compound"},
         )
 
 
 _QUESTION = f"Question: What are the {CWE_COMMON} most common words of the list above?"
-_PREFIX = f"Answer: The {CWE_COMMON} words that stand most often in the list are:"
+_PREFIX = f"Answer: The {CWE_COMMON} words that stand most often in the list are: "
 
 
 def _list(rng: random.Random, n_words: int, often: int, seldom: int) -> tuple[str, list[str]]:
@@ -110,7 +110,7 @@ class FrequentWords:
         ]
         rng.shuffle(text)
         return Sample(
-            id=f"{length}/{seed}/{index}",
+            id=str(index),
             context=(
                 "Read the coded text below and track how often each coded word stands in it. Find the three coded "
                 f"words that stand in it most often.\n{' '.join(text)}\n"
@@ -119,8 +119,7 @@ class FrequentWords:
                 "Question: Without any explanation, and leaving out the dots '...': which three words stand most often "
                 "in the coded text above?"
             ),
-            answer_prefix="Answer: In the coded text above, the three words that stand most often are:",
+            answer_prefix="Answer: In the coded text above, the three words that stand most often are: ",
             references=tuple(vocabulary[1 : 1 + FWE_ASKED]),
             max_tokens=FWE_TOKENS,
-            labels={"length": length},
         )
