@@ -211,7 +211,7 @@ def _decode(name: str, data: bytes, first: int = 1) -> str:
 
 
 def _object(name: str, number: int, line: str) -> dict[str, Any]:
-    value = _parse(name, number, line)
+    value = _parse(name, number, line.rstrip("\r\n"))
     if not isinstance(value, dict):
         raise ConfigError(f"{name}, line {number}: an object was expected; got {_kind(value)}")
     return value
