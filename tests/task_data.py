@@ -1,4 +1,4 @@
-"""Small files in the official formats of the evaluation tasks, written for the tests; and a tokenizer without a model."""
+"""Small files in the official formats of the evaluation tasks, written for the tests; a tokenizer without a model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def squad() -> dict[str, Any]:
     ]
     birds = [paragraph("The wren is small.", question("How large is the wren?", "small"))]
     birds += [paragraph(f"Bird number {i} sings. {long_text(2, 'nest')}") for i in range(5)]
-    return {"version": "v2.0", "data": [{"title": "Lakes", "paragraphs": lakes}, {"title": "Birds", "paragraphs": birds}]}
+    articles = [{"title": "Lakes", "paragraphs": lakes}, {"title": "Birds", "paragraphs": birds}]
+    return {"version": "v2.0", "data": articles}
 
 
 def hotpotqa() -> list[dict[str, Any]]:
