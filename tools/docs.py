@@ -24,6 +24,7 @@ try:
     import _help
     import _results
     import _settings
+    import _tasks
 except ModuleNotFoundError as err:
     sys.exit(f"docs.py: {err.name} is missing; run it inside the environment: . .venv/bin/activate")
 
@@ -39,6 +40,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": _results.memory,
     "needle": _results.needle,
     "machine": _results.machine,
+    "ruler tasks": _tasks.ruler,
+    "longbench tasks": _tasks.longbench,
+    "infinitebench tasks": _tasks.infinitebench,
+    "reason tasks": _tasks.reason,
 }
 _BLOCK = re.compile(r"(<!-- generated: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _MARK = re.compile(r"<!-- (?:generated: [^>]+?|end) -->")
