@@ -6,6 +6,7 @@ import click
 
 from .._version import __version__
 from .eval_options import CONVENTION
+from .eval_report import report
 from .eval_tasks import ROWS, command
 from .eval_texts import fidelity, ppl
 from .options import CONTEXT_SETTINGS
@@ -29,6 +30,7 @@ for _row in ROWS:
     main.add_command(command(_row))
 main.add_command(fidelity)
 main.add_command(ppl)
+main.add_command(report)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,8 @@ def _run_setting(
             read = time.perf_counter()
             cache = cache_record(engine, len(case.prompt))
             measured = case.measure(engine, setting)
+            if not len(case.prompt):  # the measuring was the reading
+                cache = cache_record(engine, case.positions)
             if case not in new:
                 continue
             record = case.record(batch.context, batch.seed, setting, model) | {"cache": cache} | measured

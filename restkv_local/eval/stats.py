@@ -19,18 +19,21 @@ class Mean(NamedTuple):
     high: float | None
 
 
-def mean_of(values: Sequence[float]) -> Mean:
-    """Mean with Student's t interval; of values that are all 0 or 1, with Wilson's, which stays inside [0, 1] and has
-    a width where all agree. Raises ValueError for no values."""
+def mean_of(values: Sequence[float], *, share: bool = False) -> Mean:
+    """Mean with Student's t interval. share: values lie in [0, 1], and so does the interval; where all are 0 or 1 it is
+    Wilson's, which has a width where all agree. Raises ValueError for no values."""
     if not values:
         raise ValueError("no values have no mean")
     mean = statistics.fmean(values)
     if len(values) == 1:
         return Mean(1, mean, None, None)
-    if all(value in (0.0, 1.0) for value in values):
+    if share and all(value in (0.0, 1.0) for value in values):
         return Mean(len(values), mean, *wilson(round(sum(values)), len(values)))
     half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Mean(len(values), mean, mean - half, mean + half)
+    low, high = mean - half, mean + half
+    if share:
+        low, high = max(0.0, low), min(1.0, high)
+    return Mean(len(values), mean, low, high)
 
 
 def difference_of(ours: Sequence[float], theirs: Sequence[float]) -> Mean:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .results import Record
 from .stats import Mean, difference_of, mean_of
 from .variant import FULL
 
+# Figures that lie between 0 and 1.
+SHARES = ("score", "top1")
+# Figures of which less is better.
+LOWER = ("kl", "nll", "perplexity")
+
 
 @dataclass(frozen=True)
 class Row:
     """A setting on a task at a context. part: what the task's report is split by first (a kind of text or needle), or
     "". means: by figure; differences: paired, to the full cache on the same samples, where that was run.
-    bytes: memory of the cells when an answer begins, mean over the samples."""
+    bytes: memory of the cells when an answer begins, mean over the samples. values: by figure and sample."""
 
     model: str
     task: str
@@ -26,16 +31,23 @@ class Row:
     method: str
     prefill: str | None
     budget: int | str | None
+    reserve: int | None
     kv_type: str
     bytes: float
     cells: float
     n: int
     means: dict[str, Mean]
     differences: dict[str, Mean]
+    values: dict[str, dict[str, float]] = field(repr=False)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is the yardstick."""
+        return self.method == FULL
 
     def json(self) -> dict[str, Any]:
         """For --json."""
-        named = {key: value for key, value in vars(self).items() if key not in ("means", "differences")}
+        named = {key: value for key, value in vars(self).items() if key not in ("means", "differences", "values")}
         for key in ("means", "differences"):
             named[key] = {figure: mean._asdict() for figure, mean in getattr(self, key).items()}
         return named
@@ -95,7 +107,7 @@ def _row(key: tuple[Any, ...], group: Sequence[Record], yardstick: dict[tuple[st
     means, differences = {}, {}
     for name in names:
         values = [(record, figures(record)[name]) for record in group if name in figures(record)]
-        means[name] = mean_of([value for _, value in values])
+        means[name] = mean_of([value for _, value in values], share=name in SHARES)
         if setting["method"] == FULL:
             continue
         ours, theirs = [], []
@@ -115,10 +127,15 @@ def _row(key: tuple[Any, ...], group: Sequence[Record], yardstick: dict[tuple[st
         method=setting["method"],
         prefill=setting.get("prefill"),
         budget=setting.get("budget"),
+        reserve=setting.get("evict", {}).get("reserve"),
         kv_type=setting.get("kv_type", ""),
         bytes=sum(record["cache"]["bytes"] for record in group) / len(group),
         cells=sum(record["cache"]["cells"] for record in group) / len(group),
         n=len(group),
         means=means,
         differences=differences,
+        values={
+            name: {sample_key(record): figures(record)[name] for record in group if name in figures(record)}
+            for name in names
+        },
     )
