@@ -11,7 +11,7 @@ import click
 from ..eval.fidelity import CONTINUATION
 from ..eval.grid import Grid
 from ..eval.ppl import WINDOWS
-from ..eval.texts import KINDS
+from ..eval.texts import KINDS, digests
 from .eval_options import CONVENTION, grid_options, kinds
 from .eval_show import run_command
 from .failure import Command
@@ -46,7 +46,7 @@ def fidelity(
 ) -> None:  # fmt: skip
     from ..eval.fidelity import batches
 
-    options: dict[str, Any] = {"continuation": continuation}
+    options: dict[str, Any] = {"continuation": continuation, "texts": digests(files)}
 
     def make_batches(make: Callable[..., Any]) -> Any:
         return batches(
@@ -79,7 +79,7 @@ def ppl(
 ) -> None:  # fmt: skip
     from ..eval.ppl import batches
 
-    options: dict[str, Any] = {"windows": windows}
+    options: dict[str, Any] = {"windows": windows, "texts": digests(files)}
 
     def make_batches(make: Callable[..., Any]) -> Any:
         return batches(

@@ -7,6 +7,7 @@ between versions of Python, which every line of results names.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sysconfig
 from collections.abc import Callable, Sequence
@@ -53,9 +54,11 @@ def passages(
     Raises ConfigError for a text that is too short, and DocumentError for a file that is no text.
     """
     found: list[Passage] = []
-    for path in files:
+    names = [Path(path).name for path in files]
+    for path, name in zip(files, names, strict=True):
+        if names.count(name) > 1:
+            raise ConfigError(f"two texts are named '{name}'; rename one, or measure them in two runs")
         text = read_document(path).text
-        name = Path(path).name
         for number in range(n):
             rng = random.Random(f"{name} {seed} {number}")
             tokens = _stretch(text, n_tokens, rng, tokenize)
@@ -68,6 +71,11 @@ def passages(
             for number in range(n)
         ]
     return found
+
+
+def digests(files: Sequence[str]) -> dict[str, str]:
+    """The beginning of each file's SHA-256: what a resumed run must read again. Raises DocumentError."""
+    return {Path(path).name: hashlib.sha256(read_document(path).text.encode()).hexdigest()[:16] for path in files}
 
 
 def _built_in(kind: str, n_tokens: int, seed: str, tokenize: Tokenize) -> Tokens:
