@@ -45,7 +45,7 @@ def _niah(kinds: tuple[str, ...], depths: int) -> Sequence[Task]:
 # documents takes 4 x 6144 / 200 = 123 s; it happens once for the full cache, once for the methods that keep a window of
 # queries, once for those that keep none, twice for streamingllm (its window is its budget) and twice for h2o (its sums
 # are its own): 7 x 123 s = 14 min. A question takes about 0.7 s (the rest of the prompt, an eviction of 4096 cells,
-# some 30 single tokens): 20 x 2 x 16 x 0.7 s = 7.5 min. Together some 22 minutes.
+# some 30 single tokens): 20 x 2 x 16 x 0.7 s = 7.5 min. With what the full cache reads again, some 23 minutes.
 ROWS: tuple[Row, ...] = (
     Row(
         "niah",
