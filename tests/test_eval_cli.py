@@ -105,8 +105,8 @@ def test_a_stopped_run_goes_on_to_the_same_file(tiny: Path, tmp_path: Path) -> N
 
 
 def test_fidelity_of_a_stopped_run(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
-    words = ("fidelity", "--contexts", "300", "--budgets", "64,4096", "--reserve", "128", "--samples", "1",
-             "--continuation", "20", "--methods", "restkv,random", "--kinds", "prose,code", "--model", tiny)  # fmt: skip
+    words = ("fidelity", "--contexts", "300", "--budgets", "64,4096", "--reserve", "128", "--samples", "1", "--model",
+             tiny, "--continuation", "20", "--methods", "restkv,random", "--kinds", "prose,code")  # fmt: skip
     assert evaluate(*words, "--out", tmp_path / "whole").exit_code == 0
     # The full cache's two readings are done, and one more; its figures are gone when the run goes on.
     assert evaluate(*words, "--out", tmp_path / "parts", engine=Stops(3)).exit_code == 130
