@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..eval.grid import Grid
+from ..eval.niah import DEPTHS, KINDS
 from ..eval.sample import Task
 from .eval_options import CONVENTION, Listed, choice, grid_options
 from .eval_show import run_command
@@ -53,13 +54,11 @@ ROWS: tuple[Row, ...] = (
         _niah,
         options=(
             click.option(
-                "--kinds", type=Listed("KIND", choice("passkey", "sentence", "paraphrase", "several")),
-                default=("passkey", "sentence", "paraphrase", "several"),
-                show_default="passkey,sentence,paraphrase,several",
+                "--kinds", type=Listed("KIND", choice(*KINDS)), default=KINDS, show_default=",".join(KINDS),
                 help="Of needles. paraphrase: shares no word with its question.",
             ),
             click.option(
-                "--depths", type=click.IntRange(1, 100), default=4, show_default=True,
+                "--depths", type=click.IntRange(1, 100), default=DEPTHS, show_default=True,
                 help="Places in the text: the middles of so many equal parts.",
             ),
         ),
