@@ -80,27 +80,29 @@ class Stops:
         return engine
 
 
-def test_a_stopped_run_goes_on_to_the_same_file(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("prefill", ["exact", "stream", "guided"])
+def test_a_stopped_run_goes_on_to_the_same_file(tiny: Path, tmp_path: Path, prefill: str) -> None:  # noqa: F811
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    result = evaluate(*NIAH, "--model", tiny, "--out", whole, "--json")
+    words = (*NIAH, "--model", tiny, "--prefill", prefill)
+    result = evaluate(*words, "--out", whole, "--json")
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert summary["results"] == summary["new"] == 3 * 8
     assert [row["name"] for row in summary["rows"]] == ["full", "restkv", "streamingllm"]
     assert summary["rows"][1]["differences"]["log_prob"]["n"] == 8
-    stopped = evaluate(*NIAH, "--model", tiny, "--out", parts, engine=Stops(13))
+    stopped = evaluate(*words, "--out", parts, engine=Stops(13))
     assert stopped.exit_code == 130 and "go on with --out" in " ".join(stopped.stderr.split())
     file = parts / "niah.jsonl"
     assert len(lines(file)) == 13
     with open(file, "a", encoding="utf-8") as stream:
         stream.write('{"schema": 1, "task": "ni')
-    refused = evaluate(*NIAH, "--model", tiny, "--out", parts)
+    refused = evaluate(*words, "--out", parts)
     assert refused.exit_code == 1 and "is not empty" in refused.stderr
-    resumed = evaluate(*NIAH, "--model", tiny, "--out", parts, "--resume", "--json")
+    resumed = evaluate(*words, "--out", parts, "--resume", "--json")
     assert resumed.exit_code == 0 and "torn" in resumed.stderr, resumed.output
     assert json.loads(resumed.stdout)["new"] == 24 - 13
     assert lines(file) == lines(whole / "niah.jsonl")
-    again = evaluate(*NIAH, "--model", tiny, "--out", parts, "--resume", "--json", engine=Stops(0))
+    again = evaluate(*words, "--out", parts, "--resume", "--json", engine=Stops(0))
     assert again.exit_code == 0 and json.loads(again.stdout)["new"] == 0
 
 
