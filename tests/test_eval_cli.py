@@ -18,7 +18,7 @@ from restkv_local.eval.results import read_results
 from restkv_local.eval.summary import rows
 
 NIAH = ("niah", "--contexts", "1024", "--budgets", "64", "--reserve", "128", "--depths", "2", "--methods",
-        "restkv,streamingllm")  # fmt: skip
+        "restkv,streamingllm", "--kinds", "passkey,several")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -87,20 +87,20 @@ def test_a_stopped_run_goes_on_to_the_same_file(tiny: Path, tmp_path: Path, pref
     result = evaluate(*words, "--out", whole, "--json")
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
-    assert summary["results"] == summary["new"] == 3 * 8
+    assert summary["results"] == summary["new"] == 3 * 4
     assert [row["name"] for row in summary["rows"]] == ["full", "restkv", "streamingllm"]
-    assert summary["rows"][1]["differences"]["log_prob"]["n"] == 8
-    stopped = evaluate(*words, "--out", parts, engine=Stops(13))
+    assert summary["rows"][1]["differences"]["log_prob"]["n"] == 4
+    stopped = evaluate(*words, "--out", parts, engine=Stops(7))
     assert stopped.exit_code == 130 and "go on with --out" in " ".join(stopped.stderr.split())
     file = parts / "niah.jsonl"
-    assert len(lines(file)) == 13
+    assert len(lines(file)) == 7
     with open(file, "a", encoding="utf-8") as stream:
         stream.write('{"schema": 1, "task": "ni')
     refused = evaluate(*words, "--out", parts)
     assert refused.exit_code == 1 and "is not empty" in refused.stderr
     resumed = evaluate(*words, "--out", parts, "--resume", "--json")
     assert resumed.exit_code == 0 and "torn" in resumed.stderr, resumed.output
-    assert json.loads(resumed.stdout)["new"] == 24 - 13
+    assert json.loads(resumed.stdout)["new"] == 12 - 7
     assert lines(file) == lines(whole / "niah.jsonl")
     again = evaluate(*words, "--out", parts, "--resume", "--json", engine=Stops(0))
     assert again.exit_code == 0 and json.loads(again.stdout)["new"] == 0
