@@ -33,6 +33,12 @@ DEFAULT_BUDGET = 1024
 DEFAULT_BATCH = 512
 # Free cells above the budget, unless it is small or large (plan.default_reserve).
 DEFAULT_RESERVE = 1024
+# The same in an evaluation: small, so that what is measured is the budget and not the reserve above it.
+EVAL_RESERVE = 256
+EVAL_CONTEXTS = (2048, 4096)
+EVAL_BUDGETS = (256, 1024)
+# Saved beginnings of texts that an evaluation holds in memory, unless less is free.
+EVAL_STATE_BYTES = 1 << 30
 
 WINDOW_MAX = 1024
 KERNEL_MAX = 1023

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from . import native, prefill
 from .binding import LIBRARY, c
@@ -84,6 +85,41 @@ class Engine(Core):
                     if self._facts_open.n_evictions > n_evictions:
                         self._turn.prefill_used = self.plan.prefill
 
+    def read_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Read tokens behind what is there, as an answer is, and return the logits after each: [len(tokens), n_vocab].
+
+        They take 4 bytes x n_vocab per token, here and once more inside llama.cpp: give a long text in pieces.
+        Evictions happen where they would if the tokens came one by one, and an exact prefill must be over.
+        Raises what eval raises, and EvictionError when cells after n_tokens cannot be removed.
+        """
+        with self._call():
+            if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+                raise EvictionError(f"{self._reason(self.n_tokens)}; start again with reset()")
+            if self.n_tokens + len(tokens) > self._n_ctx:
+                raise ContextOverflow(
+                    f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}; "
+                    f"shorten the text or choose a larger n_ctx"
+                )
+            found = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
+            cells = self.plan.limit if self.plan.evicts and self.plan.prefill == "exact" else self.plan.capacity
+            done = 0
+            try:
+                while done < len(tokens):
+                    if self._cells >= cells and cells < self.plan.capacity:
+                        self._evict()
+                    free = cells - self._cells
+                    size = min(self.n_batch, len(tokens) - done, free if free > 0 else self.n_batch)
+                    self._decode(tokens[done : done + size], every_logit=True)
+                    for i in range(size):
+                        pointer = c.llama_get_logits_ith(self._ctx.ctx, i)
+                        found[done + i] = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+                    done += size
+                    self._read(done, len(tokens))
+            except BaseException:
+                self._resync()
+                raise
+            return found
+
     def _truncate(self, tokens: list[int]) -> None:
         """Remove cells at and after n_tokens. Where that cannot be exact, the text before is put in front of tokens."""
         if self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
@@ -94,11 +130,11 @@ class Engine(Core):
         self.reset()
         tokens[:0] = before
 
-    def _decode(self, tokens: Sequence[int]) -> None:
+    def _decode(self, tokens: Sequence[int], every_logit: bool = False) -> None:
         first, n = self.n_tokens, len(tokens)
         if self._stop.value:
             raise Cancelled("stopped by cancel()")
-        self._batch.set_batch(batch=tokens, n_past=first, logits_all=False)
+        self._batch.set_batch(batch=tokens, n_past=first, logits_all=every_logit)
         self._restored = None
         self._requires_eval = True
         self.input_ids[first : first + n] = tokens

@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 from restkv_local.cli import bench, needle
 from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError, RestkvError
+from restkv_local.eval.prompt import shared_length
+from restkv_local.eval.stats import student
 
 N_BATCH = 64
 N_VOCAB = 256
@@ -148,7 +150,7 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing() -> None:
     reader = needle.Reader(engine)
     for i, case in enumerate(cases):
         following = cases[i + 1].prompt if i + 1 < len(cases) else []
-        reader.read(case.prompt, needle._shared(case.prompt, following))
+        reader.read(case.prompt, shared_length(case.prompt, following))
         assert engine.held == case.prompt
     total = sum(len(case.prompt) for case in cases)
     assert engine.n_read < 0.75 * total
@@ -172,7 +174,7 @@ def test_interval_over_depths() -> None:
 
 @pytest.mark.parametrize(("freedom", "point"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (9, 2.2622), (99, 1.9842)])
 def test_points_of_students_t(freedom: int, point: float) -> None:
-    assert needle._student(freedom) == pytest.approx(point, abs=0.01)
+    assert student(freedom) == pytest.approx(point, abs=0.01)
 
 
 def test_command_compares_every_combination_with_the_full_cache(tmp_path: Path) -> None:

@@ -201,21 +201,25 @@ def test_named_tests_exist(page: Path) -> None:
 def parse(words: list[str]) -> None:
     """Check one command line with the parser of its program."""
     from restkv_local.cli import bench, chat
+    from restkv_local.cli import eval as evaluation
 
     if words[:2] == ["python3", "tools/chat.py"]:
         words = ["restkv-chat", *words[2:]]
     if words[0] == "restkv-chat":
         chat.main.make_context("restkv-chat", words[1:])
-    elif words[0] == "restkv-bench":
-        command = bench.main.commands[words[1]]
-        command.make_context(words[1], words[2:])
+    elif words[0] in ("restkv-bench", "restkv-eval"):
+        program = bench.main if words[0] == "restkv-bench" else evaluation.main
+        command = program.commands[words[1]]
+        # A page names folders that a reader has and this checkout has not.
+        values = [word for word in words[2:] if not (command.name == "report" and word == "results")]
+        command.make_context(words[1], [*values, "."] if command.name == "report" else values)
     elif words[0] == "python3" and words[1:2] != ["-m"]:
         assert (ROOT / words[1]).is_file()
 
 
 @each_page
 def test_commands_are_known(page: Path) -> None:
-    programs = ("restkv-chat", "restkv-bench", "python3")
+    programs = ("restkv-chat", "restkv-bench", "restkv-eval", "python3")
     for command in commands(page):
         try:
             words = shlex.split(command, comments=True)
@@ -230,8 +234,10 @@ def test_commands_are_known(page: Path) -> None:
 
 def test_lone_options_are_known() -> None:
     from restkv_local.cli import bench, chat
+    from restkv_local.cli import eval as evaluation
 
-    known = {name for command in (chat.main, bench.main, *bench.main.commands.values()) for option in command.params
+    programs = (chat.main, bench.main, *bench.main.commands.values(), *evaluation.main.commands.values())
+    known = {name for command in programs for option in command.params
              for name in (*option.opts, "--help")}  # fmt: skip
     named = {(page.name, span.split()[0]) for page in docs.pages() for span in spans(page) if span.startswith("--")}
     assert named and {option for _, option in named} <= known, named

@@ -34,6 +34,16 @@ def bench() -> str:
     return "\n\n".join(parts)
 
 
+def evaluation() -> str:
+    """Help of restkv-eval and of each of its commands."""
+    from restkv_local.cli.eval import main
+
+    parts = [_help(main, "restkv-eval")]
+    for name, command in sorted(main.commands.items()):
+        parts.append(f"### restkv-eval {name}\n\n{_help(command, f'restkv-eval {name}')}")
+    return "\n\n".join(parts)
+
+
 def _help(command: click.Command, name: str) -> str:
     settings = {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
     text = command.get_help(click.Context(command, info_name=name, **settings))

@@ -32,6 +32,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "restkv-chat": _help.chat,
     "restkv-chat commands": _help.chat_commands,
     "restkv-bench": _help.bench,
+    "restkv-eval": _help.evaluation,
     "methods": _settings.methods,
     "settings": _settings.settings,
     "limits": _settings.limits,

@@ -8,35 +8,29 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import random
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.table import Table
 
 from ..config import CELLS_MAX, KV_TYPES, METHODS, PREFILLS, EvictConfig
-from ..errors import ConfigError, RestkvError
+from ..errors import ConfigError
+from ..eval.niah import NEEDLE, QUESTION, STEM
+from ..eval.origin import device, versions
+from ..eval.prompt import chat_tokens, shared_length
+from ..eval.reading import Reader, answer_log_prob
+from ..eval.stats import compare
 from .documents import Document, user_message
 from .failure import Command
 from .options import CONTEXT_SETTINGS, SEED_MAX, Budget, EngineSettings, KvType, engine_class
-from .speed import device, versions
 from .text import sentences
-
-# The sentence of the pass key task of Mohtashami and Jaggi (2023), in prose of our own.
-NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
-QUESTION = "What is the pass key?"
-# The answer begins with it, so that only the key is measured, and not the style of an answer (a small model in a long
-# text gives 7 nats to whether a number follows, and 1 to which).
-STEM = "The pass key is "
 
 Engine = Any
 Say = Callable[[str], None]
@@ -109,7 +103,7 @@ def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) ->
     start = time.perf_counter()
     for number, case in enumerate(cases):
         following = cases[number + 1].prompt if number + 1 < len(cases) else []
-        reader.read(case.prompt, shared=_shared(case.prompt, following))
+        reader.read(case.prompt, shared=shared_length(case.prompt, following))
         log_probs.append(answer_log_prob(engine, case.answer))
         say(f"{name}: depth {case.depth:.0%}, log-probability {log_probs[-1]:.3f}")
     report = engine.report()
@@ -123,35 +117,6 @@ def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) ->
         "seconds": time.perf_counter() - start,
         "log_probs": log_probs,
     }
-
-
-def compare(log_probs: Sequence[float], full: Sequence[float] | None) -> dict[str, float | None]:
-    """The mean, and its difference to the full cache's with a 95 % interval over the depths (paired, Student's t)."""
-    row: dict[str, float | None] = {"mean": statistics.fmean(log_probs)}
-    if full is None:
-        return row | {"difference": None, "difference_min": None, "difference_max": None}
-    differences = [ours - theirs for ours, theirs in zip(log_probs, full, strict=True)]
-    mean = statistics.fmean(differences)
-    half = None
-    if len(differences) > 1:
-        half = _student(len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    low, high = (None, None) if half is None else (mean - half, mean + half)
-    return row | {"difference": mean, "difference_min": low, "difference_max": high}
-
-
-def _student(freedom: int) -> float:
-    """97.5 % point of Student's t: exact for 1 and 2, else the expansion of Cornish and Fisher (Abramowitz and
-    Stegun 26.7.5), within 0.01 from 3 degrees of freedom on."""
-    if freedom < 3:
-        return (12.7062, 4.3027)[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / float(freedom) ** (i + 1) for i, term in enumerate(terms))
 
 
 # ---- prompts -----------------------------------------------------------------------------------
@@ -188,89 +153,8 @@ def _case(engine: Engine, text: Sequence[str], depth: float, key: str) -> Case:
     prompt = chat_tokens(engine, user_message([Document("text", body)], QUESTION))
     stem = engine.tokenize(STEM.encode(), add_bos=False, special=False)
     answer = engine.tokenize(f"{STEM}{key}".encode(), add_bos=False, special=False)
-    n = _shared(stem, answer)  # a tokenizer may join the end of the stem with the key
+    n = shared_length(stem, answer)  # a tokenizer may join the end of the stem with the key
     return Case(depth, key, prompt + answer[:n], answer[n:])
-
-
-def chat_tokens(engine: Engine, content: str) -> list[int]:
-    """Tokens of a chat with one user message, up to where the answer begins, in the engine's own chat format."""
-    handler = engine.chat_handler or engine._chat_handlers.get(engine.chat_format)
-    if handler is None:
-        from llama_cpp.llama_chat_format import get_chat_completion_handler
-
-        handler = get_chat_completion_handler(engine.chat_format)
-    try:
-        handler(llama=_Listener(engine), messages=[{"role": "user", "content": content}])
-    except _Prompt as prompt:
-        return prompt.tokens
-    raise RestkvError(f"the chat format '{engine.chat_format}' renders no prompt; choose a model with a chat template")
-
-
-class _Prompt(Exception):
-    """Ends a chat handler when the prompt is there."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = tokens
-
-
-class _Listener:
-    """Stands for an engine in a chat handler, which has no other way to say what it would complete."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def create_completion(self, prompt: list[int], **options: Any) -> None:
-        raise _Prompt(list(prompt))
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
-# ---- reading -----------------------------------------------------------------------------------
-
-
-class Reader:
-    """Reads prompts that share their beginnings. The state is saved between two chunks of a prompt, where the next one
-    would pass as well, so each prompt is read exactly as if it were the first: same chunks, same evictions."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._state: Any = None
-
-    def read(self, prompt: Sequence[int], shared: int) -> None:
-        """Read a prompt; its first `shared` tokens also begin the next one."""
-        engine = self._engine
-        if self._state is None:
-            engine.reset()
-        else:
-            engine.load_state(self._state)
-
-        def keep(done: int, total: int) -> None:
-            if shared - engine.n_batch < engine.n_tokens <= shared and done:
-                self._state = engine.save_state()
-
-        engine.on_progress = keep
-        try:
-            engine.eval(prompt[engine.n_tokens :])
-        finally:
-            engine.on_progress = None
-
-
-def answer_log_prob(engine: Engine, answer: Sequence[int]) -> float:
-    """Natural log-probability of the tokens `answer` after what the engine has read, each one forced."""
-    total = 0.0
-    for i, token in enumerate(answer):
-        if i:
-            engine.eval([answer[i - 1]])
-        logits = np.asarray(engine.scores[engine.n_tokens - 1], dtype=np.float64)
-        top = logits.max()
-        total += float(logits[token] - top - np.log(np.exp(logits - top).sum()))
-    return total
 
 
 def _common(engine: Engine, cases: Sequence[Case]) -> dict[str, Any]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .._version import __version__
 from ..config import CELL_PAD
 from ..errors import RestkvError
+from ..eval.origin import device, versions
 from ..machine import free_memory, size
 from .memory import peak_rss_bytes, python_program
 from .options import EngineSettings
@@ -291,20 +289,3 @@ def _common(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What is the same in every row."""
     names = ("model", "backend", "n_threads", "n_threads_batch", "n_batch", "budget", "capacity")
     return {name: rows[0][name] for name in names} if rows else {}
-
-
-def device() -> dict[str, Any]:
-    """The machine that a measurement ran on."""
-    cpu = platform.processor() or platform.machine()
-    if sys.platform == "linux":
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as cpuinfo:
-            names = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()}
-
-
-def versions() -> dict[str, str]:
-    """The programs that a measurement ran with."""
-    import llama_cpp
-
-    return {"restkv_local": __version__, "llama_cpp": llama_cpp.__version__, "python": platform.python_version()}

@@ -1,0 +1,150 @@
+"""Tables of the report: the same rows as HTML and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from ...machine import size
+from ..results import Record
+from ..stats import Mean
+from ..summary import LOWER, Row, rows
+from .best import standings
+
+# What a task is judged by first, and in what order its figures stand. Tasks that are not named have a score.
+FIGURES = {"fidelity": ("kl", "top1", "log_prob"), "ppl": ("nll", "perplexity"), "niah": ("log_prob", "score")}
+_DEFAULT = ("score", "log_prob")
+CONVENTION = (
+    "One set of cells per KV head: the budget B per query head that papers give equals group x B cells here, "
+    "where group is the number of query heads that share a KV head."
+)
+NAMES = {
+    "kl": "KL(full, evicted), nats",
+    "top1": "top-1 agreement",
+    "log_prob": "log-probability",
+    "score": "score",
+    "nll": "loss, nats",
+    "perplexity": "perplexity",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """text: what stands there; number: aligned to the right; strong: the best of its group."""
+
+    text: str
+    number: bool = False
+    strong: bool = False
+
+
+def figures_of(task: str, found: Sequence[Row]) -> list[str]:
+    """The figures of a task that its rows have, the main one first."""
+    have = {name for row in found for name in row.means}
+    wanted = FIGURES.get(task, _DEFAULT)
+    return [name for name in wanted if name in have] + sorted(have - set(wanted))
+
+
+def table(task: str, found: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
+    """Heads and lines of one task. All rows are there, also those that lose."""
+    names = figures_of(task, found)
+    heads = ["context", "method", "prefill", "budget", "memory", "samples"]
+    if any(row.part for row in found):
+        heads.insert(0, "kind")
+    for name in names:
+        heads += [title(name), "to the full cache"]
+    heads.append("among its like")
+    standing = standings(found, names[0]) if names else {}
+    lines = []
+    order = sorted(range(len(found)), key=lambda number: _order(found, number, names[0] if names else ""))
+    for number in order:
+        row, stands = found[number], standing.get(number)
+        line = [Cell(row.part)] if heads[0] == "kind" else []
+        line += [
+            Cell(f"{row.context:,}", number=True),
+            Cell(row.name),
+            Cell(row.prefill or "-"),
+            Cell("-" if row.budget is None else str(row.budget), number=True),
+            Cell(size(row.bytes), number=True),
+            Cell(str(row.n), number=True),
+        ]
+        for place, name in enumerate(names):
+            strong = place == 0 and stands is not None and stands.best
+            line += [
+                Cell(mean_text(row.means.get(name)), number=True, strong=strong),
+                Cell(mean_text(row.differences.get(name), sign=True), number=True),
+            ]
+        line.append(Cell(stands.mark if stands else "-"))
+        lines.append(line)
+    return heads, lines
+
+
+def _order(found: Sequence[Row], number: int, figure: str) -> tuple[object, ...]:
+    """By part, length, prefill and memory; the full cache first, then the better above the worse."""
+    row = found[number]
+    mean = row.means[figure].mean if figure in row.means else 0.0
+    return (row.part, row.context, not row.full, row.prefill or "", row.bytes, mean if figure in LOWER else -mean)
+
+
+def title(figure: str) -> str:
+    """A figure's name for people."""
+    return NAMES.get(figure, figure.replace("_", " "))
+
+
+def mean_text(mean: Mean | None, *, sign: bool = False) -> str:
+    """A mean and its 95 % interval."""
+    if mean is None:
+        return "-"
+    form = "+.3f" if sign else ".3f"
+    if mean.low is None or mean.high is None:
+        return f"{mean.mean:{form}}"
+    return f"{mean.mean:{form}} ({mean.low:{form}} to {mean.high:{form}})"
+
+
+def html_table(task: str, found: Sequence[Row]) -> str:
+    """A task's table; every text is escaped."""
+    heads, lines = table(task, found)
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = []
+    for line in lines:
+        cells = []
+        for cell in line:
+            text = escape(cell.text)
+            cells.append(
+                f"<td{' class=n' if cell.number else ''}>{f'<strong>{text}</strong>' if cell.strong else text}</td>"
+            )
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """All tasks as Markdown tables."""
+    found = rows(records)
+    parts = [CONVENTION, how_to_read()]
+    for model, task in dict.fromkeys((row.model, row.task) for row in found):
+        heads, lines = table(task, [row for row in found if (row.model, row.task) == (model, task)])
+        aligned = ["---:" if lines and lines[0][place].number else "---" for place in range(len(heads))]
+        text = [_line(heads), _line(aligned)]
+        for line in lines:
+            text.append(_line([f"**{_plain(c.text)}**" if c.strong else _plain(c.text) for c in line]))
+        parts.append(f"### {_plain(task)}, {_plain(model)}\n\n" + "\n".join(text))
+    return "\n\n".join(parts) + "\n"
+
+
+def how_to_read() -> str:
+    """What the columns say."""
+    return (
+        "In brackets are 95 % intervals over the samples: Student's t, or Wilson's where every score is 0 or 1. "
+        "Differences to the full cache are paired, sample by sample. Memory is that of the cells (budget and reserve); "
+        "with exact prefill the whole text is held while it is read. best: the best of its length, prefill and budget, "
+        "by the first figure; level: its paired difference to the best has an interval that holds 0."
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Text that changes no Markdown table and brings in no HTML."""
+    return " ".join(escape(text, quote=False).replace("|", "\\|").split())
