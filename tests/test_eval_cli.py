@@ -36,6 +36,13 @@ NIAH = ("niah", "--contexts", "1024", "--budgets", "64", "--reserve", "128", "--
         (["niah", "--resume"], "name it with --out"),
         (["fidelity", "--text", "/nowhere.txt"], "does not exist"),
         (["fidelity", "--continuation", "0"], "--continuation"),
+        (["ruler", "--tasks", "niah"], "'niah' is not one of"),
+        (["ruler", "--data", "/nowhere"], "does not exist"),
+        (["longbench"], "name their folder with --data"),
+        (["longbench", "--data", "."], "narrativeqa"),
+        (["infinitebench", "--tasks", "math_calc"], "math_calc"),
+        (["reason"], "name their folder with --data"),
+        (["reason", "--data", ".", "--tasks", "humaneval"], "run"),
         (["report"], "RESULTS"),
         (["report", "/nowhere", "--html", "x.html"], "does not exist"),
         (["report", "."], "nothing to write"),
@@ -222,3 +229,30 @@ def test_marks_of_an_axis() -> None:
     assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(-12.3, -0.4) == [-12, -10, -8, -6, -4, -2]
     assert ticks(3, 3) == [3]
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(
+    ("family", "tasks"), [("ruler", ("niah_single_1", "vt")), ("infinitebench", ("passkey", "code_run"))]
+)
+def test_a_family_runs_and_names_its_tasks(family: str, tasks: tuple[str, ...], tmp_path: Path) -> None:
+    """On the embedded model: the tiny one reads bytes, for which these texts are long."""
+    words = (family, "--tasks", ",".join(tasks), "--contexts", "512", "--budgets", "96", "--reserve", "160")
+    result = evaluate(*words, "--methods", "snapkv", "--samples", "1", "--threads", "2", "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    records = read_results([tmp_path / "r"])
+    assert {record["task"] for record in records} == set(tasks)
+    assert len(records) == 2 * len(tasks)  # the full cache and one method
+    assert all(0.0 <= record["scores"]["score"] <= 1.0 for record in records)
+
+
+@pytest.mark.usefixtures("native")
+def test_reasoning_reads_a_local_file(tmp_path: Path) -> None:
+    (tmp_path / "multiarith.jsonl").write_text(
+        json.dumps({"sQuestion": "Ann has 2 apples and buys 3. How many has she?", "lSolutions": [5.0]}) + "\n"
+    )
+    words = ("reason", "--tasks", "multiarith", "--data", tmp_path, "--contexts", "1024", "--budgets", "96")
+    result = evaluate(*words, "--methods", "snapkv", "--samples", "1", "--threads", "2", "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    records = read_results([tmp_path / "r"])
+    assert [record["references"] for record in records] == [["5"]] * 2

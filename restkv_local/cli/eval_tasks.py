@@ -12,6 +12,7 @@ import click
 from ..eval.grid import Grid
 from ..eval.niah import DEPTHS, KINDS
 from ..eval.sample import Task
+from . import eval_families as families
 from .eval_options import CONVENTION, Listed, choice, grid_options
 from .eval_show import run_command
 from .failure import Command
@@ -64,6 +65,34 @@ ROWS: tuple[Row, ...] = (
         ),
         prefills=("exact",),
         cell="kind, depth and length",
+    ),
+    Row(
+        "ruler",
+        "RULER: retrieval, tracing and counting in generated texts, scored as published.",
+        families.make_ruler,
+        options=families.RULER_OPTIONS,
+        samples=5,
+    ),
+    Row(
+        "longbench",
+        "LongBench: 16 English datasets from local files, scored as published.",
+        families.make_longbench,
+        options=families.LONGBENCH_OPTIONS,
+        samples=5,
+    ),
+    Row(
+        "infinitebench",
+        "InfiniteBench: its generated tasks, and the others from local files.",
+        families.make_infinitebench,
+        options=families.INFINITEBENCH_OPTIONS,
+        samples=5,
+    ),
+    Row(
+        "reason",
+        "Word problems, questions of science and small programs, from local files.",
+        families.make_reason,
+        options=families.REASON_OPTIONS,
+        samples=5,
     ),
 )  # fmt: skip
 

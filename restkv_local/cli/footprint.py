@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import click
 from rich.table import Table
 
 from ..errors import RestkvError
+from ..eval.origin import device, versions
 from ..machine import size
 from .failure import Command
 from .memory import python_program
 from .options import CONTEXT_SETTINGS, Contexts, EngineSettings, engine_class, engine_options
-from .speed import device, versions
 from .text import prose_tokens
 
 QUESTION = "Who is named most often in this text?"
@@ -35,23 +35,27 @@ Say = Callable[[str], None]
 
 def measure(
     settings: EngineSettings, contexts: tuple[int, ...], engine_class: Callable[..., Any], say: Say
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """One row per context: the figures of `restkv-chat --json` in a process of its own that reads a text which fills
-    the context but for ROOM positions, and answers; with the device, versions, settings and date."""
-    rows = []
+    the context but for ROOM positions, and answers; with the device, versions, settings and date.
+
+    Yields the result so far after each row, so that a run that is stopped leaves what it measured.
+    """
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for context in contexts:
             say(f"{context:,} positions: restkv-chat reads and answers")
             path = Path(folder, f"{context}.txt")
             path.write_bytes(_text(settings, context - ROOM, engine_class))
             rows.append(_chat(settings, context, path))
-    return {
-        "rows": rows,
-        "device": device(),
-        "versions": versions(),
-        "settings": {**asdict(settings), "contexts": contexts, "model": rows[0]["model"]},
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
+            measured = [row["context"] for row in rows]
+            yield {
+                "rows": list(rows),
+                "device": device(),
+                "versions": versions(),
+                "settings": {**asdict(settings), "contexts": measured, "model": rows[0]["model"]},
+                "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            }
 
 
 def _text(settings: EngineSettings, n_tokens: int, engine_class: Callable[..., Any]) -> bytes:
@@ -95,15 +99,16 @@ def memory_table(result: dict[str, Any]) -> Table:
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.option(
-    "--contexts", type=Contexts(at_least=2 * ROOM), default=_CONTEXTS, show_default=",".join(map(str, _CONTEXTS)),
+    "--contexts",
+    type=Contexts(at_least=2 * ROOM),
+    default=_CONTEXTS,
+    show_default=",".join(map(str, _CONTEXTS)),
     help="Lengths of text and answer together.",
 )
 @engine_options(context=False)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
 @click.pass_context
-def memory(
-    ctx: click.Context, /, settings: EngineSettings, contexts: tuple[int, ...], json_file: Path | None
-) -> None:
+def memory(ctx: click.Context, /, settings: EngineSettings, contexts: tuple[int, ...], json_file: Path | None) -> None:
     """Peak memory of restkv-chat against the length of the text.
 
     For each length a fresh process runs the whole program: it reads a file that fills the context, guided by a
@@ -114,7 +119,8 @@ def memory(
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150)
-    result = measure(settings, contexts, engine_class(ctx), lambda text: console.print(text, style="dim"))
+    result: dict[str, Any] = {}
+    for result in measure(settings, contexts, engine_class(ctx), lambda text: console.print(text, style="dim")):
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(memory_table(result))
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -69,6 +70,11 @@ class ResultFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        if not self.records:
+            # A run that never began leaves nothing to resume.
+            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder holds something else
+                self.path.parent.rmdir()
 
 
 def _repaired(path: Path, say: Callable[[str], None]) -> list[Record]:
