@@ -237,7 +237,7 @@ def test_marks_of_an_axis() -> None:
 )
 def test_a_family_runs_and_names_its_tasks(family: str, tasks: tuple[str, ...], tmp_path: Path) -> None:
     """On the embedded model: the tiny one reads bytes, for which these texts are long."""
-    words = (family, "--tasks", ",".join(tasks), "--contexts", "512", "--budgets", "96", "--reserve", "160")
+    words = (family, "--tasks", ",".join(tasks), "--contexts", "1024", "--budgets", "96", "--reserve", "160")
     result = evaluate(*words, "--methods", "snapkv", "--samples", "1", "--threads", "2", "--out", tmp_path / "r")
     assert result.exit_code == 0, result.output
     records = read_results([tmp_path / "r"])
