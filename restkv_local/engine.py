@@ -11,6 +11,7 @@ import ctypes
 import time
 from collections.abc import Generator, Sequence
 from contextvars import ContextVar
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ _question: ContextVar[str | None] = ContextVar("restkv_question", default=None)
 _TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
 
 
+def _as_list(tokens: Sequence[int]) -> list[int]:
+    """A list of tokens, which is not copied when it is one: a long prompt is held once."""
+    return tokens if isinstance(tokens, list) else list(tokens)
+
+
 class Engine(Core):
     """A model in a KV cache of `evict.budget + reserve` cells, for texts of up to n_ctx positions.
 
@@ -46,6 +52,20 @@ class Engine(Core):
     Raises ModelError, ConfigError (before the model is loaded), ContextOverflow, Cancelled and EvictionError.
     """
 
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Tokens of a text, with one int object per token id: of a long text each object would take 28 bytes more."""
+        room = min(len(text), self._n_ctx) + 8
+        while True:
+            tokens = (c.llama_token * room)()
+            n = c.llama_tokenize(self._model.vocab, text, len(text), tokens, room, add_bos, special)
+            if n >= 0:
+                break
+            if -n <= room:
+                raise RestkvError("the tokenizer of this model failed on this text")
+            room = -n
+        known: dict[int, int] = {}
+        return [known.setdefault(token, token) for token in islice(tokens, n)]
+
     # ---- reading -------------------------------------------------------------------------------
 
     def eval(self, tokens: Sequence[int]) -> None:
@@ -56,8 +76,8 @@ class Engine(Core):
         with self._call():
             if not self._generating and len(tokens) > 1:
                 self._begin_turn(len(tokens), 0)
-            tokens = list(tokens)
-            self._truncate(tokens)
+            before = self._truncate()
+            tokens = [*before, *tokens] if before else _as_list(tokens)
             if self.n_tokens + len(tokens) > self._n_ctx:
                 raise ContextOverflow(
                     f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}; "
@@ -120,15 +140,16 @@ class Engine(Core):
                 raise
             return found
 
-    def _truncate(self, tokens: list[int]) -> None:
-        """Remove cells at and after n_tokens. Where that cannot be exact, the text before is put in front of tokens."""
+    def _truncate(self) -> list[int]:
+        """Remove cells at and after n_tokens. Where that cannot be exact, all go; returns the text before, to be read
+        again."""
         if self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
-            return
-        before = self.input_ids[: self.n_tokens].tolist()
+            return []
+        before: list[int] = self.input_ids[: self.n_tokens].tolist()
         self._turn.reevaluated = self._reason(len(before))
         self._announce(self._turn.reevaluated)
         self.reset()
-        tokens[:0] = before
+        return before
 
     def _decode(self, tokens: Sequence[int], every_logit: bool = False) -> None:
         first, n = self.n_tokens, len(tokens)
@@ -213,7 +234,7 @@ class Engine(Core):
         A prompt that leaves it earlier is read from that position when nothing after it was evicted, otherwise from
         its start; report().reevaluated and on_notice say so.
         """
-        inner = self._generate(list(tokens), *args, **kwargs)
+        inner = self._generate(_as_list(tokens), *args, **kwargs)
         return inner if self._queue.nested else self._queue.run(inner, self._uncancel, self._uncancel)
 
     def _generate(self, tokens: list[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:

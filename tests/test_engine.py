@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from restkv_local import prefill
 from restkv_local.config import EvictConfig
 from restkv_local.errors import (
     Cancelled,
@@ -590,6 +591,25 @@ def test_closed_engine_says_so(smollm2: Path, tokens: list[int]) -> None:
     for call in (made.report, made.save_state, lambda: made.eval([1]), lambda: next(stream), lambda: made.kept(0, 0)):
         with pytest.raises(RestkvError, match="closed"):
             call()
+
+
+def test_a_long_prompt_is_held_once(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list that is read is the caller's own, and equal ids are one object: what grows with a text stays small."""
+    engine = Engine(str(smollm2), n_ctx=512, n_threads=1)
+    tokens = engine.tokenize((TEXT * 3).encode())
+    assert len({id(token) for token in tokens}) == len(set(tokens)) < len(tokens)
+    seen: list[object] = []
+    read = prefill.read
+
+    def watched(engine: Any, tokens: Any, guide: Any) -> None:
+        seen.append(tokens)
+        read(engine, tokens, guide)
+
+    monkeypatch.setattr(prefill, "read", watched)
+    prompt = tokens[:200]
+    engine.eval(prompt)
+    engine.close()
+    assert len(seen) == 1 and seen[0] is prompt
 
 
 def test_peak_memory_does_not_know_the_context(smollm2: Path) -> None:
