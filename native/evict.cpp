@@ -4,6 +4,8 @@
 #include "restkv-cache.h"
 
 #include "compact.h"
+#include "evict.h"
+#include "graph/graph.h"
 #include "methods/methods.h"
 #include "parallel.h"
 
@@ -38,17 +40,6 @@ private:
 };
 
 }  // namespace
-
-// What all tasks of one eviction share.
-struct evict_plan {
-    uint32_t             n_cells;   // in use, guide included
-    uint32_t             n_past;    // candidates
-    uint32_t             n_kept;    // cells that survive
-    uint32_t             n_window;  // of them, the last positions
-    std::vector<int32_t> tail_pos;  // positions of the cells [n_table, n_cells)
-    std::vector<int32_t> row_pos;
-    std::vector<int32_t> row_slots;
-};
 
 // One layer's rows in host memory: the cache itself, or a copy.
 struct layer_data {
@@ -128,10 +119,8 @@ void restkv_cache::evict_task(const layer_state & layer, uint32_t head_kv, const
         view.q = scratch.queries.data();
     }
 
-    // a drift cannot reach one step while all positions lie within one step
-    const bool     drifts = method->pools && params.pooling == RESTKV_POOLING_ADAPTIVE && view.n_rows > 1 &&
-                            (int64_t) pos[plan.n_cells - 1] - pos[0] > (int64_t) params.scale;
     const uint32_t n_keep = plan.n_kept - plan.n_window;
+    const bool     drifts = restkv_drifts(*method, params, plan, pos.data());
     restkv_score_head(view, params, drifts ? n_keep : 0, n_keep, scratch);
 
     // nothing below can fail
@@ -151,29 +140,32 @@ void restkv_cache::evict_task(const layer_state & layer, uint32_t head_kv, const
 // Score and compact all layers. `moved` is set before the first row moves.
 void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bool & moved) {
     uint32_t group = 1, d_k = 1, d_v = 1;
-    size_t   n_copy = 0;  // bytes of the largest layer on a device
+    size_t   n_copy = 0;  // bytes of the largest layer that is copied to the host
 
     std::vector<layer_data>                    data(layers.size());
     std::vector<std::vector<int32_t>>          tables;
     std::vector<std::pair<uint32_t, uint32_t>> tasks;  // (layer, KV head) of the layers in host memory
-    std::vector<uint32_t>                      on_device;
+    std::vector<uint32_t>                      copied, as_graph;
     for (uint32_t l = 0; l < layers.size(); ++l) {
         const layer_state & layer = layers[l];
         group                     = std::max(group, layer.n_head / layer.n_head_kv);
         d_k                       = std::max(d_k, layer.d_k);
         d_v                       = std::max(d_v, layer.d_v);
         tables.emplace_back(layer.table.size());
-        if (layer.ring) {
-            data[l].ring.resize(ggml_nelements(layer.ring));
-            ggml_backend_tensor_get(layer.ring, data[l].ring.data(), 0, ggml_nbytes(layer.ring));
-        }
         if (layer.sinks) {
             data[l].sinks.resize(layer.n_head);
             ggml_backend_tensor_get(layer.sinks, data[l].sinks.data(), 0, layer.n_head * sizeof(float));
         }
-        ggml_backend_buffer_t buffer = layer.k->buffer ? layer.k->buffer : layer.k->view_src->buffer;
-        if (!ggml_backend_buffer_is_host(buffer)) {
-            on_device.push_back(l);
+        if (layer.stages == RESTKV_STAGES_GRAPH) {
+            as_graph.push_back(l);
+            continue;
+        }
+        if (layer.ring) {
+            data[l].ring.resize(ggml_nelements(layer.ring));
+            ggml_backend_tensor_get(layer.ring, data[l].ring.data(), 0, ggml_nbytes(layer.ring));
+        }
+        if (layer.stages == RESTKV_STAGES_HOST) {
+            copied.push_back(l);
             n_copy = std::max(n_copy, plan.n_cells * (layer.k->nb[1] + layer.v->nb[1]));
             continue;
         }
@@ -185,13 +177,16 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     }
 
     uint32_t n_tasks = (uint32_t) tasks.size();
-    for (const uint32_t l : on_device) {
-        n_tasks = std::max(n_tasks, layers[l].n_head_kv);
+    for (const std::vector<uint32_t> * some : { &copied, &as_graph }) {
+        for (const uint32_t l : *some) {
+            n_tasks = std::max(n_tasks, layers[l].n_head_kv);
+        }
     }
     const uint32_t       n_threads = restkv_threads(params.n_threads, n_tasks);
     const uint32_t       n_rows    = std::max<uint32_t>((uint32_t) plan.row_pos.size(), 1);
     std::vector<uint8_t> copy(n_copy);
 
+    restkv_graph_scores         scores;
     std::vector<restkv_scratch> scratch;
     for (uint32_t t = 0; t < n_threads; ++t) {
         scratch.emplace_back(plan.n_cells, group, d_k, d_v, n_rows);
@@ -203,7 +198,11 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         evict_task(layers[l], h, plan, data[l], scratch[thread], tables[l].data() + (size_t) h * params.budget);
     });
 
-    for (const uint32_t l : on_device) {
+    for (const uint32_t l : as_graph) {
+        evict_as_graph(layers[l], plan, data[l].sinks.empty() ? nullptr : data[l].sinks.data(), scratch,
+                       tables[l].data(), scores, event);
+    }
+    for (const uint32_t l : copied) {
         const layer_state & layer = layers[l];
         const size_t        n_k   = plan.n_cells * layer.k->nb[1];
         data[l].k                 = copy.data();
@@ -228,11 +227,12 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         event.us_select += s.times.select / n_threads;
         event.us_compact += s.times.compact / n_threads;
     }
-    event.n_rows       = (uint32_t) plan.row_pos.size();
-    event.n_threads    = n_threads;
-    event.n_layer      = (uint32_t) layers.size();
-    event.n_layer_host = (uint32_t) on_device.size();
-    bytes_scratch      = n_threads * restkv_scratch::bytes(plan.n_cells, group, d_k, d_v, n_rows) + n_copy;
+    event.n_rows        = (uint32_t) plan.row_pos.size();
+    event.n_threads     = n_threads;
+    event.n_layer       = (uint32_t) layers.size();
+    event.n_layer_graph = (uint32_t) as_graph.size();
+    event.n_layer_host  = (uint32_t) copied.size();
+    bytes_scratch       = n_threads * restkv_scratch::bytes(plan.n_cells, group, d_k, d_v, n_rows) + n_copy;
 }
 
 // llama.cpp's table after an eviction: the window keeps its positions; the cells before it, which hold other positions
@@ -304,6 +304,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
                                                    "tokens in pieces that fit the free cells");
         }
 
+        bind_graphs(lctx);
         lctx->synchronize();
         const int64_t t_start = ggml_time_us();
 

@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "graph/graph.h"
 #include "params.h"
 #include "stages.h"
 #include "wo.h"
@@ -103,6 +104,10 @@ private:
         bool          captured = false;
         bool          has_bias = false;
 
+        uint8_t        stages    = RESTKV_STAGES_FUSED;  // how this layer is evicted
+        restkv_graph * graph     = nullptr;
+        ggml_tensor *  wo_device = nullptr;              // [d_v, d_v, n_head] factors for the graph, or null
+
         std::vector<float>   wo;     // [n_head][d_v][d_v] upper factors, or empty
         std::vector<int32_t> table;  // [n_head_kv][budget] positions
     };
@@ -126,6 +131,18 @@ private:
     void      init_ring();
     void      init_wo();
 
+    // graph/evict.cpp
+    void                 init_graphs();
+    std::string          init_graph(ggml_backend_buffer_type_t buft, const std::vector<uint32_t> & members);
+    restkv_graph_layer   graph_layer(const layer_state & layer) const;
+    void                 bind_graphs(llama_context * lctx);
+    std::string          graph_devices() const;
+    size_t               graph_bytes() const;
+    std::vector<int32_t> positions(const layer_state & layer, const struct evict_plan & plan) const;
+    void evict_as_graph(const layer_state & layer, const struct evict_plan & plan, const float * sinks,
+                        std::vector<restkv_scratch> & scratch, int32_t * table_out, restkv_graph_scores & scores,
+                        restkv_event & event) const;
+
     llama_kv_cache &             kv;
     const restkv_armed           armed;
     const restkv_params &        params;
@@ -134,6 +151,10 @@ private:
     std::vector<layer_state> layers;
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;
+
+    std::vector<ggml_backend_ptr>              graph_backends;  // those that only evictions use
+    std::vector<std::unique_ptr<restkv_graph>> graphs;          // one per buffer type
+    std::string                                graph_reason;    // why a layer that should be a graph is none
 
     std::vector<llama_pos> ring_pos;  // [window] position whose query a row holds, or -1
 

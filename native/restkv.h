@@ -19,9 +19,10 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 1
+#define RESTKV_ABI_VERSION 2
 
-#define RESTKV_NAME_MAX 32
+#define RESTKV_NAME_MAX   32
+#define RESTKV_REASON_MAX 192
 
 #ifdef __cplusplus
 extern "C" {
@@ -57,6 +58,14 @@ typedef enum restkv_reduce {
     RESTKV_REDUCE_MAX  = 2,
 } restkv_reduce;
 
+// How an eviction is run. What a layer cannot do is done another way, and events and stats say so.
+typedef enum restkv_stages {
+    RESTKV_STAGES_AUTO  = 0,  // cells in host memory: fused; on a device: graph, or host where an op is missing
+    RESTKV_STAGES_FUSED = 1,  // our own kernels, on the CPU; cells on a device are copied to the host
+    RESTKV_STAGES_GRAPH = 2,  // as graphs of ggml on the backend that holds the cells, host memory too
+    RESTKV_STAGES_HOST  = 3,  // a copy on the host, a layer at a time
+} restkv_stages;
+
 // How cells are scored and how many survive. The defaults live with the caller, not here.
 typedef struct restkv_params {
     char     method[RESTKV_NAME_MAX];  // a name of restkv_method_name()
@@ -73,7 +82,7 @@ typedef struct restkv_params {
     uint8_t  use_wo;
     uint8_t  use_norm;
     uint8_t  use_ema;
-    uint8_t  reserved;
+    uint8_t  stages;     // restkv_stages
     uint32_t n_threads;  // 0: all cores
     uint64_t seed;       // method random
 } restkv_params;
@@ -135,6 +144,11 @@ typedef struct restkv_stats {
     uint64_t bytes_table;  // positions per layer, KV head and cell
     uint64_t bytes_wo;     // matrices made from W_o
     uint64_t bytes_scratch;
+    uint64_t bytes_graph;                // on devices: inputs, factors and work memory of the graphs
+    uint32_t n_layer_graph;              // evicting layers whose stages run as graphs
+    uint32_t n_layer_host;               // whose cells are copied to the host
+    char     devices[RESTKV_NAME_MAX];   // that run the graphs, as ggml names them: "CUDA0,CUDA1"
+    char     reason[RESTKV_REASON_MAX];  // why not all layers that should run as graphs do; "" when they do
 } restkv_stats;
 
 RESTKV_API restkv_status restkv_get_stats(struct llama_context * ctx, restkv_stats * out);
@@ -146,7 +160,8 @@ typedef struct restkv_event {
     uint32_t n_cells;       // before
     uint32_t n_kept;        // after
     uint32_t n_layer;
-    uint32_t n_layer_host;  // layers scored through a copy on the host, because their cache lives on a device
+    uint32_t n_layer_graph; // layers scored and moved by graphs on the backend that holds their cache
+    uint32_t n_layer_host;  // layers scored through a copy on the host
     uint32_t n_rows;        // rows of the window that scored
     uint32_t n_threads;
     uint64_t bytes_moved;   // K and V
@@ -197,6 +212,11 @@ typedef struct restkv_score_out {
 } restkv_score_out;
 
 RESTKV_API restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * out);
+
+// The same by graphs of ggml. device: as ggml names it ("CPU", "CUDA0"). tile_floats: largest intermediate tensor; 0: the
+// default. RESTKV_UNSUPPORTED when these settings have no graph or the device lacks an op.
+RESTKV_API restkv_status restkv_score_on(const restkv_score_args * args, const char * device, uint64_t tile_floats,
+                                         restkv_score_out * out);
 
 // The n_keep largest of scores[n], ties to the lower index, ascending in out.
 RESTKV_API restkv_status restkv_select(const float * scores, uint32_t n, uint32_t n_keep, int32_t * out);

@@ -13,12 +13,14 @@ Prefill = Literal["stream", "exact", "guided"]
 Pooling = Literal["none", "avgpool", "maxpool", "adaptive"]
 MetricMode = Literal["after", "before"]
 Reduce = Literal["mean", "max"]
+Stages = Literal["auto", "fused", "graph", "host"]
 
 METHODS: tuple[str, ...] = ("restkv", "snapkv", "streamingllm", "random", "full")
 PREFILLS: tuple[str, ...] = ("stream", "exact", "guided")
 POOLINGS: tuple[str, ...] = ("none", "avgpool", "maxpool", "adaptive")
 METRIC_MODES: tuple[str, ...] = ("after", "before")
 REDUCES: tuple[str, ...] = ("mean", "max")
+STAGES: tuple[str, ...] = ("auto", "fused", "graph", "host")
 KV_TYPES: tuple[str, ...] = ("f16", "bf16", "q8_0", "q4_0")
 
 DEFAULT_CONTEXT = 131072
@@ -57,6 +59,7 @@ class EvictConfig:
     reduce: how the query heads of a group share one set: mean or max of their smoothed scores.
     sinks: first positions that method "streamingllm" keeps.
     seed: of method "random".
+    stages: where evictions run (docs/architecture.md); "auto" goes where the cache lives.
     unverified: evict a model family whose attention was not checked against the reference.
     """
 
@@ -77,6 +80,7 @@ class EvictConfig:
     reduce: Reduce = "mean"
     sinks: int = 4
     seed: int = 0
+    stages: Stages = "auto"
     unverified: bool = False
 
     def __post_init__(self) -> None:
@@ -85,6 +89,7 @@ class EvictConfig:
         one_of("pooling", self.pooling, POOLINGS)
         one_of("metric_mode", self.metric_mode, METRIC_MODES)
         one_of("reduce", self.reduce, REDUCES)
+        one_of("stages", self.stages, STAGES)
         in_range("window", self.window, 2, WINDOW_MAX)
         if self.window % 2:
             raise ConfigError(f"window must be even (the drift compares its two halves); {self.window} is odd")

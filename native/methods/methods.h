@@ -24,3 +24,13 @@ extern const restkv_method restkv_method_random;
 
 // Null when there is no such method.
 const restkv_method * restkv_find_method(const char * name);
+
+// ---- of restkv, for every way to run it ----------------------------------------------------------
+
+// distance^tau, where tau acts.
+float restkv_distance_power(double distance, const restkv_params & params);
+
+// The score of a cell that takes most of the attention. a: its weight; rest: 1 - a, exact; others: [d] weighted sum of
+// all other values; v: [d] its value; wo: [d][d] upper factor or null; x: [d] of scratch.
+float restkv_score_top(double a, double rest, const double * others, const float * v, const float * wo, uint32_t d,
+                       const restkv_params & params, std::vector<double> & x);

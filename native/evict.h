@@ -1,0 +1,32 @@
+// What the ways to run one eviction share.
+
+#pragma once
+
+#include "methods/methods.h"
+
+#include "ggml-backend.h"
+
+#include <cstdint>
+#include <vector>
+
+// What all tasks of one eviction share.
+struct evict_plan {
+    uint32_t             n_cells;   // in use, guide included
+    uint32_t             n_past;    // candidates
+    uint32_t             n_kept;    // cells that survive
+    uint32_t             n_window;  // of them, the last positions
+    std::vector<int32_t> tail_pos;  // positions of the cells [n_table, n_cells)
+    std::vector<int32_t> row_pos;
+    std::vector<int32_t> row_slots;
+};
+
+inline ggml_backend_buffer_t restkv_buffer_of(const ggml_tensor * t) {
+    return t->buffer ? t->buffer : t->view_src->buffer;
+}
+
+// Whether the drift of a head is measured: it cannot reach one step while all positions lie within one step.
+inline bool restkv_drifts(const restkv_method & method, const restkv_params & params, const evict_plan & plan,
+                          const int32_t * pos) {
+    return method.pools && params.pooling == RESTKV_POOLING_ADAPTIVE && plan.row_pos.size() > 1 &&
+           (int64_t) pos[plan.n_cells - 1] - pos[0] > (int64_t) params.scale;
+}
