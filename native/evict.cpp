@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <new>
+#include <stdexcept>
 
 namespace {
 
@@ -344,12 +345,17 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         restkv_fail(RESTKV_OK, "a batch must fit the " + std::to_string(params.capacity - params.budget) +
                                    " cells of the reserve: decode smaller batches");
         return RESTKV_OK;
-    } catch (const std::exception &) {
+    } catch (const std::exception & e) {
+        const bool on_device = dynamic_cast<const std::runtime_error *>(&e) != nullptr;  // else memory on the host
         if (moved) {
             // some heads are compacted and some are not
             memory->clear(true);
-            return restkv_fail(RESTKV_NO_MEMORY, "memory ran out during an eviction and the cache was lost: lower the "
-                                                 "budget or the threads and read the text again");
+            return restkv_fail(RESTKV_NO_MEMORY, (on_device ? std::string(e.what()) : "memory ran out") +
+                                                     " during an eviction and the cache was lost: lower the budget or "
+                                                     "the threads and read the text again");
+        }
+        if (on_device) {
+            return restkv_fail(RESTKV_NO_MEMORY, std::string(e.what()) + ": nothing was evicted");
         }
         return restkv_fail(RESTKV_NO_MEMORY, "not enough memory for an eviction: lower the budget or the threads");
     }

@@ -108,8 +108,8 @@ private:
         restkv_graph * graph     = nullptr;
         ggml_tensor *  wo_device = nullptr;              // [d_v, d_v, n_head] factors for the graph, or null
 
-        std::vector<float>   wo;     // [n_head][d_v][d_v] upper factors, or empty
-        std::vector<int32_t> table;  // [n_head_kv][budget] positions
+        std::vector<float>   wo;                         // [n_head][d_v][d_v] upper factors, or empty
+        std::vector<int32_t> table;                      // [n_head_kv][budget] positions
     };
 
     struct window {
@@ -156,10 +156,10 @@ private:
     std::vector<std::unique_ptr<restkv_graph>> graphs;          // one per buffer type
     std::string                                graph_reason;    // why a layer that should be a graph is none
 
-    std::vector<llama_pos> ring_pos;  // [window] position whose query a row holds, or -1
+    std::vector<llama_pos> ring_pos;                            // [window] position whose query a row holds, or -1
 
-    uint32_t  n_table   = 0;          // cells whose positions are in the tables
-    llama_pos pos_exact = 0;          // position after the last eviction
+    uint32_t  n_table   = 0;                                    // cells whose positions are in the tables
+    llama_pos pos_exact = 0;                                    // position after the last eviction
 
     uint64_t                 n_evictions   = 0;
     uint64_t                 n_evicted     = 0;

@@ -132,17 +132,17 @@ typedef struct restkv_stats {
     uint32_t capacity;
     uint32_t budget;
     uint32_t window;
-    uint32_t n_layer;      // evicting layers
-    uint32_t n_head_kv;    // largest of the evicting layers
-    uint32_t n_cells;      // cells in use
-    int32_t  pos_next;     // position of the next token
-    int32_t  pos_exact;    // seq_rm from here on is exact; before it is refused
+    uint32_t n_layer;                    // evicting layers
+    uint32_t n_head_kv;                  // largest of the evicting layers
+    uint32_t n_cells;                    // cells in use
+    int32_t  pos_next;                   // position of the next token
+    int32_t  pos_exact;                  // seq_rm from here on is exact; before it is refused
     uint64_t n_evictions;
-    uint64_t n_evicted;    // cells dropped so far, per KV head and layer
-    uint64_t bytes_kv;     // K and V tensors of the evicting layers
+    uint64_t n_evicted;                  // cells dropped so far, per KV head and layer
+    uint64_t bytes_kv;                   // K and V tensors of the evicting layers
     uint64_t bytes_ring;
-    uint64_t bytes_table;  // positions per layer, KV head and cell
-    uint64_t bytes_wo;     // matrices made from W_o
+    uint64_t bytes_table;                // positions per layer, KV head and cell
+    uint64_t bytes_wo;                   // matrices made from W_o
     uint64_t bytes_scratch;
     uint64_t bytes_graph;                // on devices: inputs, factors and work memory of the graphs
     uint32_t n_layer_graph;              // evicting layers whose stages run as graphs
@@ -154,19 +154,19 @@ typedef struct restkv_stats {
 RESTKV_API restkv_status restkv_get_stats(struct llama_context * ctx, restkv_stats * out);
 
 typedef struct restkv_event {
-    uint64_t id;            // 0, 1, 2, ...
-    int32_t  pos_next;      // position of the next token when it happened, guide excluded
+    uint64_t id;             // 0, 1, 2, ...
+    int32_t  pos_next;       // position of the next token when it happened, guide excluded
     uint32_t n_guide;
-    uint32_t n_cells;       // before
-    uint32_t n_kept;        // after
+    uint32_t n_cells;        // before
+    uint32_t n_kept;         // after
     uint32_t n_layer;
-    uint32_t n_layer_graph; // layers scored and moved by graphs on the backend that holds their cache
-    uint32_t n_layer_host;  // layers scored through a copy on the host
-    uint32_t n_rows;        // rows of the window that scored
+    uint32_t n_layer_graph;  // layers scored and moved by graphs on the backend that holds their cache
+    uint32_t n_layer_host;   // layers scored through a copy on the host
+    uint32_t n_rows;         // rows of the window that scored
     uint32_t n_threads;
-    uint64_t bytes_moved;   // K and V
-    uint64_t us_total;      // wall time
-    uint64_t us_attend;     // per stage: time of all threads divided by their number
+    uint64_t bytes_moved;    // K and V
+    uint64_t us_total;       // wall time
+    uint64_t us_attend;      // per stage: time of all threads divided by their number
     uint64_t us_score;
     uint64_t us_smooth;
     uint64_t us_select;

@@ -82,8 +82,7 @@ ggml_tensor * restkv_graph_builder::queries(uint32_t from, uint32_t n) const {
 
 ggml_tensor * restkv_graph_builder::rows_of(ggml_tensor * cache, uint32_t d, uint32_t from, uint32_t n) const {
     const size_t  head = ggml_row_size(cache->type, d);
-    ggml_tensor * x =
-        ggml_view_3d(ctx, cache, d, n, T, cache->nb[1], head, from * cache->nb[1] + tile.head * head);
+    ggml_tensor * x    = ggml_view_3d(ctx, cache, d, n, T, cache->nb[1], head, from * cache->nb[1] + tile.head * head);
     return cache->type == GGML_TYPE_F32 ? ggml_cont(ctx, x) : ggml_cast(ctx, x, GGML_TYPE_F32);
 }
 
@@ -151,10 +150,9 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
 
     // 1 where the weight is above DOMINANT, else 0
     constexpr float STEEP = 1e30f;
-    ggml_tensor *   is_top =
-        ggml_clamp(ctx, ggml_scale_bias(ctx, w, STEEP, -STEEP * RESTKV_GRAPH_DOMINANT), 0.0f, 1.0f);
-    ggml_tensor * top = ggml_mul(ctx, w, is_top);
-    w                 = ggml_concat(ctx, ggml_sub(ctx, w, top), top, 1);  // [L, 2 g, T]
+    ggml_tensor * is_top  = ggml_clamp(ctx, ggml_scale_bias(ctx, w, STEEP, -STEEP * RESTKV_GRAPH_DOMINANT), 0.0f, 1.0f);
+    ggml_tensor * top     = ggml_mul(ctx, w, is_top);
+    w                     = ggml_concat(ctx, ggml_sub(ctx, w, top), top, 1);  // [L, 2 g, T]
 
     const uint32_t step = panel(graph.most.tile_floats, (size_t) d * g * T, L);
     for (uint32_t j = 0; j < L; j += step) {

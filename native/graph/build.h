@@ -34,12 +34,12 @@ public:
     restkv_graph::outputs out;
 
 private:
-    ggml_tensor * queries(uint32_t from, uint32_t n) const;                   // [d_k, n g, T]
+    ggml_tensor * queries(uint32_t from, uint32_t n) const;                                   // [d_k, n g, T]
     ggml_tensor * rows_of(ggml_tensor * cache, uint32_t d, uint32_t from, uint32_t n) const;  // F32 [d, n, T]
     ggml_tensor * product(ggml_tensor * a, ggml_tensor * b) const;
-    ggml_tensor * attention(uint32_t from, uint32_t n) const;                 // [n_cols, n, g, T], rows from ..
-    ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;                  // [n_cols, 1, g, T]
-    ggml_tensor * drift(ggml_tensor * a) const;                               // [4, rows, g, T]
+    ggml_tensor * attention(uint32_t from, uint32_t n) const;  // [n_cols, n, g, T], rows from ..
+    ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;   // [n_cols, 1, g, T]
+    ggml_tensor * drift(ggml_tensor * a) const;                // [4, rows, g, T]
     void          distances(ggml_tensor * abar);
     void          give(ggml_tensor * t);
 

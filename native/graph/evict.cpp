@@ -140,7 +140,8 @@ void restkv_cache::bind_graphs(llama_context * lctx) {
             }
         }
         if (!graph->bound()) {
-            throw std::runtime_error(std::string(ggml_backend_dev_name(graph->device)) + " left the context");
+            throw std::runtime_error(std::string(ggml_backend_dev_name(graph->device)) +
+                                     " is not a backend of this context");
         }
     }
 }

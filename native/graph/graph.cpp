@@ -32,20 +32,20 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
         n_head    = std::max(n_head, layer.n_head);
         n_head_kv = std::max(n_head_kv, layer.n_head_kv);
     }
-    const int64_t rows = most.n_rows;
-    ggml_context * ctx = inputs_ctx.get();
-    slots              = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, rows);
-    weights            = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows);
-    mask               = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows * rows);
-    sinks              = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head);
-    pos                = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_head_kv * most.n_cells);
-    kept               = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) n_head_kv * most.n_kept);
-    inputs             = allocate(ctx, buft, "the inputs of an eviction");
+    const int64_t  rows = most.n_rows;
+    ggml_context * ctx  = inputs_ctx.get();
+    slots               = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, rows);
+    weights             = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows);
+    mask                = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows * rows);
+    sinks               = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head);
+    pos                 = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_head_kv * most.n_cells);
+    kept                = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) n_head_kv * most.n_kept);
+    inputs              = allocate(ctx, buft, "the inputs of an eviction");
 }
 
 ggml_tensor * restkv_graph::keep_factors(const float * data, uint32_t d_v, uint32_t n_head) {
-    ggml_context_ptr ctx(ggml_init({ 2 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
-    ggml_tensor *    wo = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, d_v, d_v, n_head);
+    ggml_context_ptr        ctx(ggml_init({ 2 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
+    ggml_tensor *           wo     = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, d_v, d_v, n_head);
     ggml_backend_buffer_ptr buffer = allocate(ctx.get(), buft, "the factors of W_o");
     ggml_backend_tensor_set(wo, data, 0, ggml_nbytes(wo));
     factors.emplace_back(std::move(ctx), std::move(buffer));
@@ -69,19 +69,18 @@ restkv_graph::tile restkv_graph::tile_of(const restkv_graph_layer & layer, uint3
 
 void restkv_graph::run(ggml_gallocr_t memory, ggml_cgraph * gf) {
     if (!ggml_gallocr_alloc_graph(memory, gf)) {
-        throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft) +
-                                 " for an eviction");
+        throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft));
     }
     if (ggml_backend_graph_compute(backend, gf) != GGML_STATUS_SUCCESS) {
-        throw std::runtime_error(std::string(ggml_backend_name(backend)) + " failed to run an eviction");
+        throw std::runtime_error(std::string(ggml_backend_name(backend)) + " failed");
     }
 }
 
 void restkv_graph::read(const restkv_graph_layer & layer, const tile & t, const outputs & from,
                         restkv_graph_scores & out) {
     const uint32_t g    = layer.n_head / layer.n_head_kv;
-    const size_t   head = (size_t) t.head * g;    // first query head
-    const size_t   n    = (size_t) t.n_heads * g; // query heads
+    const size_t   head = (size_t) t.head * g;     // first query head
+    const size_t   n    = (size_t) t.n_heads * g;  // query heads
 
     ggml_backend_tensor_get(from.abar, out.abar.data() + head * out.n_cols, 0, ggml_nbytes(from.abar));
 
@@ -158,7 +157,7 @@ void restkv_graph::score(const restkv_graph_layer & layer, const restkv_graph_ce
 
     tile t = tile_of(layer, n_cols, cells.n_rows);
     for (const uint32_t step = t.n_heads; t.head < layer.n_head_kv; t.head += step) {
-        t.n_heads = std::min(step, layer.n_head_kv - t.head);
+        t.n_heads                      = std::min(step, layer.n_head_kv - t.head);
         const ggml_context_ptr     ctx = new_context();
         const restkv_graph_builder built(*this, ctx.get(), layer, cells, t);
         run(memory_score.get(), built.gf);

@@ -45,8 +45,8 @@ struct restkv_graph_layer {
 
 // What the layers of one eviction share.
 struct restkv_graph_cells {
-    uint32_t n_cells = 0;  // N
-    uint32_t n_past  = 0;  // L
+    uint32_t n_cells = 0;                 // N
+    uint32_t n_past  = 0;                 // L
 
     const int32_t * row_slots = nullptr;  // [n_rows] rows of the ring, oldest first
     uint32_t        n_rows    = 0;
@@ -59,16 +59,16 @@ struct restkv_graph_cells {
 
 // What comes back of one layer.
 struct restkv_graph_scores {
-    uint32_t n_cols  = 0;         // N, and one more column where the model has attention sinks
+    uint32_t n_cols  = 0;  // N, and one more column where the model has attention sinks
     uint32_t n_past  = 0;
     uint32_t n_rows  = 0;
-    uint32_t n_drift = 0;         // drift_top
+    uint32_t n_drift = 0;          // drift_top
 
-    std::vector<float> abar;      // [n_head][n_cols] attention, aggregated over the rows
-    std::vector<float> distance2; // [n_head][n_past] squared distance to the output
-    std::vector<float> others;    // [n_head][d_v] weighted sum of the values, cells of weight above DOMINANT left out
-    std::vector<float> dominant;  // [n_head][d_v] the weighted value of that cell
-    std::vector<float> drift;     // [n_head][n_rows][4] see restkv_graph_drift()
+    std::vector<float> abar;       // [n_head][n_cols] attention, aggregated over the rows
+    std::vector<float> distance2;  // [n_head][n_past] squared distance to the output
+    std::vector<float> others;     // [n_head][d_v] weighted sum of the values, cells of weight above DOMINANT left out
+    std::vector<float> dominant;   // [n_head][d_v] the weighted value of that cell
+    std::vector<float> drift;      // [n_head][n_rows][4] see restkv_graph_drift()
 };
 
 // A cell whose aggregated weight is above this takes most of the attention: o - v_j cancels, and it is scored on the
@@ -126,10 +126,9 @@ private:
     tile             tile_of(const restkv_graph_layer & layer, uint32_t n_cols, uint32_t n_rows) const;
     ggml_context_ptr new_context() const;
     void             run(ggml_gallocr_t memory, ggml_cgraph * gf);
-    void             read(const restkv_graph_layer & layer, const tile & t, const outputs & from,
-                          restkv_graph_scores & out);
-    ggml_cgraph *    build_moves(ggml_context * ctx, const restkv_graph_layer & layer, uint32_t n_kept,
-                                 uint32_t first) const;
+    void read(const restkv_graph_layer & layer, const tile & t, const outputs & from, restkv_graph_scores & out);
+    ggml_cgraph * build_moves(ggml_context * ctx, const restkv_graph_layer & layer, uint32_t n_kept,
+                              uint32_t first) const;
 
     const ggml_backend_buffer_type_t buft;
     const restkv_params &            params;

@@ -73,8 +73,7 @@ static restkv_status score_on(const restkv_score_args & a, ggml_backend_dev_t de
     device_arrays                    arrays;
     put_on(device, buft, a, arrays);
     restkv_graph_layer & layer = arrays.layer;
-    restkv_graph         graph(device, buft, p, { a.n_cells, p.window, std::min(p.budget, a.n_cells), tile_floats },
-                               { layer });
+    restkv_graph graph(device, buft, p, { a.n_cells, p.window, std::min(p.budget, a.n_cells), tile_floats }, { layer });
     if (!wo.empty()) {
         layer.wo = graph.keep_factors(wo.data(), a.n_embd_head, a.n_head);
     }

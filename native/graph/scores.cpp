@@ -60,9 +60,8 @@ double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h) {
         const float * row     = scores.drift.data() + ((size_t) h * scores.n_rows + i) * 4;
         const double  n_above = row[0], sum_above = row[1];
         const double  n_between = row[2] - n_above;
-        const double  share =
-            n_between > 0.0 ? std::clamp((scores.n_drift - n_above) / n_between, 0.0, 1.0) : 0.0;
-        const double n = n_above + share * n_between;
+        const double  share     = n_between > 0.0 ? std::clamp((scores.n_drift - n_above) / n_between, 0.0, 1.0) : 0.0;
+        const double  n         = n_above + share * n_between;
         means[i < n_half ? 0 : 1] += n > 0.0 ? (sum_above + share * (row[3] - sum_above)) / n : 0.0;
     }
     return scores.n_rows > 1 ? means[0] / n_half - means[1] / (scores.n_rows - n_half) : 0.0;

@@ -14,7 +14,7 @@ float restkv_distance_power(double distance, const restkv_params & params) {
 // The score of a cell that takes most of the attention: o - v_j would cancel, and a / (1 - a) overflow. With U the
 // weighted sum of all other values, o - v_j = rest (U / rest - v_j), which is exact for any rest.
 float restkv_score_top(double a, double rest, const double * others, const float * v, const float * wo, uint32_t d,
-                const restkv_params & params, std::vector<double> & x) {
+                       const restkv_params & params, std::vector<double> & x) {
     constexpr double ODDS_MAX = 1e6;
     for (uint32_t k = 0; k < d; ++k) {
         x[k] = (rest > 0.0 ? others[k] / rest : 0.0) - v[k];
@@ -152,7 +152,8 @@ void score_after(const restkv_view & view, const restkv_params & params, uint32_
             kernels->distance2(wo, o.data() + (size_t) h * d, d, scratch.values.data(), scratch.panel_v, n, d2);
             for (uint32_t j = 0; j < n; ++j) {
                 const float distance = std::sqrt(d2[j]);
-                raw[j] = raw[j] / (1.0f - raw[j]) * (params.tau == 1.0f ? distance : restkv_distance_power(distance, params));
+                raw[j]               = raw[j] / (1.0f - raw[j]) *
+                                       (params.tau == 1.0f ? distance : restkv_distance_power(distance, params));
             }
         }
         from += n;
