@@ -41,10 +41,11 @@ class Eviction:
 class Report:
     """State of an engine, and figures of its last turn (the last prompt and its answer).
 
-    Of the engine: model (file name), arch, method, prefill (as configured), backend (where evictions run:
-    "cpu-fused", "graph (CUDA0)", "cpu-host-copy", or several with " + "), backend_reason (why layers that should run as
-    graphs do not, or None), context (positions), budget, reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes,
-    positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once).
+    Of the engine: model (file name), arch, method, prefill (as configured), backend (where evictions run: "cpu-fused",
+    "graph (CUDA0)", "cpu-host-copy", or several with " + "), backend_reason (why layers that should run as graphs do
+    not, or None), context (positions), budget, reserve, capacity (physical cells), window, kv_bytes, ring_bytes,
+    table_bytes, wo_bytes, positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each
+    said once).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prompt_tokens, reused_tokens
     (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
