@@ -1,4 +1,4 @@
-"""The stages as ggml graphs, on the CPU's backend: the published scores, and the sets and tokens of the fused stages."""
+"""The stages as ggml graphs on the CPU: published scores, and the sets and tokens of the fused stages."""
 
 from __future__ import annotations
 
