@@ -18,24 +18,33 @@ import pytest
 
 import models
 from _source import ROOT
+from restkv_local import native
 
 HERE = Path(__file__).parent
 
 
 def build(cache: Path) -> Path:
-    """Folder of a library with the RPC backend, built where later runs use it again."""
+    """Folder of the RPC backend alone, built where later runs use it again."""
     key = hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]
     folder = cache / "build" / f"{key}-rpc"
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     env = os.environ | {"PATH": path, "RESTKV_CACHE": str(cache)}
     configure = ["cmake", "-S", str(ROOT / "native"), "-B", str(folder), "-G", "Ninja"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DGGML_RPC=ON"]
-    for command in (configure, ["cmake", "--build", str(folder), "--target", "llama"]):
+    for command in (configure, ["cmake", "--build", str(folder), "--target", "ggml-rpc"]):
         program = shutil.which(command[0], path=path)
         assert program, "cmake is not installed; run the tests with `python3 tools/test.py`"
         done = subprocess.run([program, *command[1:]], env=env, capture_output=True, text=True)
         assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
     return folder / "bin"
+
+
+def join(backend: Path, folder: Path) -> Path:
+    """The library under test and the backend in one folder, where they find each other."""
+    shutil.copytree(native.library_dir(), folder)
+    for path in backend.glob("libggml-rpc.*"):
+        shutil.copy2(path, folder)
+    return folder
 
 
 def free_port() -> int:
@@ -58,7 +67,7 @@ def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="the peers load shared libraries by their Unix names")
 def test_evictions_on_an_rpc_device(build_cache: Path, tmp_path: Path) -> None:
-    folder, port = build(build_cache), free_port()
+    folder, port = join(build(build_cache), tmp_path / "lib"), free_port()
     names = ("llama", "gemma2", "gpt-oss")
     paths = [str(models.write_random(tmp_path / f"{name}.gguf", name, seed=3)) for name in names]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT / "tools"), str(ROOT)])}
