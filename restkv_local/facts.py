@@ -54,6 +54,12 @@ class Facts:
         stats = self._stats()
         return 0 if stats is None else int(stats.n_evictions)
 
+    @property
+    def backend_reason(self) -> str | None:
+        """Why layers that should run as graphs do not, as `look` saw it last."""
+        stats = self._seen[0]
+        return None if stats is None else stats.reason.decode("utf-8", "replace") or None
+
     def look(self) -> None:
         """Take the figures that `report` gives, at a moment when no other thread uses the context."""
         self._seen = self._stats(), self.positions
@@ -99,7 +105,7 @@ class Facts:
             method=plan.method,
             prefill=plan.prefill,
             backend=_backend(stats),
-            backend_reason=None if stats is None else stats.reason.decode("utf-8", "replace") or None,
+            backend_reason=self.backend_reason,
             context=plan.context,
             budget=plan.budget,
             reserve=plan.reserve,

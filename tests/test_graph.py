@@ -229,3 +229,14 @@ def test_report_names_the_way(smollm2: Path) -> None:
         assert report.evictions[-1].layers_graph == (report.evictions[-1].layers if stages == "graph" else 0)
         engine.close()
     assert answers[0] == answers[1]
+
+
+def test_engine_says_what_has_no_graph(smollm2: Path) -> None:
+    evict = EvictConfig(budget=128, reserve=128, stages="graph", metric_mode="before")
+    engine = Engine(n_ctx=1024, evict=evict, verbose=False)
+    engine("The quick brown fox jumps over the lazy dog. " * 40, max_tokens=1)
+    report = engine.report()
+    engine.close()
+    assert report.backend == "cpu-fused" and report.n_evictions > 0
+    assert report.backend_reason == "method restkv with these settings has no graph"
+    assert [notice for notice in report.notices if "has no graph" in notice]
