@@ -13,12 +13,14 @@ Prefill = Literal["stream", "exact", "guided"]
 Pooling = Literal["none", "avgpool", "maxpool", "adaptive"]
 MetricMode = Literal["after", "before"]
 Reduce = Literal["mean", "max"]
+Allocation = Literal["uniform", "pyramid", "ada"]
 
 METHODS: tuple[str, ...] = ("restkv", "snapkv", "streamingllm", "random", "full")
 PREFILLS: tuple[str, ...] = ("stream", "exact", "guided")
 POOLINGS: tuple[str, ...] = ("none", "avgpool", "maxpool", "adaptive")
 METRIC_MODES: tuple[str, ...] = ("after", "before")
 REDUCES: tuple[str, ...] = ("mean", "max")
+ALLOCATIONS: tuple[str, ...] = ("uniform", "pyramid", "ada")
 KV_TYPES: tuple[str, ...] = ("f16", "bf16", "q8_0", "q4_0")
 
 DEFAULT_CONTEXT = 131072
@@ -29,6 +31,7 @@ DEFAULT_RESERVE = 1024
 
 WINDOW_MAX = 1024
 KERNEL_MAX = 1023
+BETA_MIN = 1
 CELLS_MAX = 1 << 24
 # A guide longer than this is cut to its last tokens: only the last `window` queries score.
 GUIDE_MAX = 128
@@ -55,6 +58,10 @@ class EvictConfig:
     tau: exponent of the output distance (metric_mode "after" with use_wo).
     pooling, metric_mode, use_wo, use_norm, use_ema: options of ReST-KV (docs/methods.md).
     reduce: how the query heads of a group share one set: mean or max of their smoothed scores.
+    allocation: how the budget is shared out (docs/methods.md): the same everywhere, as a pyramid over the layers, or
+        over the KV heads of a layer as their scores ask. The total stays that of the budget.
+    beta: the last layer of a pyramid gets the (budget - window) / beta past cells.
+    floor: the part of its plain share that every head keeps, with allocation "ada".
     sinks: first positions that method "streamingllm" keeps.
     seed: of method "random".
     unverified: evict a model family whose attention was not checked against the reference.
@@ -75,6 +82,9 @@ class EvictConfig:
     use_norm: bool = False
     use_ema: bool = True
     reduce: Reduce = "mean"
+    allocation: Allocation = "uniform"
+    beta: int = 20
+    floor: float = 0.2
     sinks: int = 4
     seed: int = 0
     unverified: bool = False
@@ -95,6 +105,11 @@ class EvictConfig:
         in_range("tau", self.tau, 0.0, 16.0)
         if self.alpha is not None and not 0.0 < self.alpha <= 1.0:
             raise ConfigError(f"alpha must be above 0 and at most 1, or None; got {self.alpha}")
+        one_of("allocation", self.allocation, ALLOCATIONS)
+        in_range("beta", self.beta, BETA_MIN, CELLS_MAX)
+        in_range("floor", self.floor, 0.0, 1.0)
+        if self.method == "full" and self.allocation != "uniform":
+            raise ConfigError("method 'full' keeps every cell: it has no budget to share out; use allocation 'uniform'")
         in_range("sinks", self.sinks, 0, CELLS_MAX)
         in_range("seed", self.seed, 0, 2**64 - 1)
         if isinstance(self.budget, bool) or not isinstance(self.budget, (int, str)):

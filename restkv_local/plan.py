@@ -152,6 +152,10 @@ def plan_memory(
     types = kv_pair(kv_type)
     context = _round_up(n_ctx or probe.n_ctx_train)
     _check_model(path, probe, evict)
+    if evict.allocation != "uniform":
+        raise ConfigError(
+            f"allocation '{evict.allocation}' is in the score functions only so far; the engine has 'uniform'"
+        )
 
     if evict.method == "full":
         budget, reserve, capacity = context, 0, context

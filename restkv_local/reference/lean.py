@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .inputs import FLT_MAX, ODDS_MAX, Float32, ScoreInputs, Scores, prepare
-from .select import reduce_heads, select
+from .select import keep
 
 Float64 = npt.NDArray[np.float64]
 # Cells projected at a time: bounds the scratch, whatever the number of cells.
@@ -40,7 +40,7 @@ def score_lean(
     shifts = np.zeros(inputs.n_heads, dtype=np.int32)
     if p.method not in ("restkv", "snapkv"):
         raw = smoothed = queryless(inputs)
-        return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
+        return raw, smoothed, keep(smoothed, inputs), kernels, shifts
 
     raw = np.empty((inputs.n_heads, inputs.n_past), dtype=np.float32)
     smoothed = np.empty_like(raw)
@@ -55,7 +55,7 @@ def score_lean(
             kernels[h] = max(p.kernel, 2 * steps + 1)
             shifts[h] = drift // p.scale + (0 if drift > 0 else 1)
         smoothed[h] = smooth_row(raw[h], at[: inputs.n_past], p.pooling, int(kernels[h]), int(shifts[h]))
-    return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
+    return raw, smoothed, keep(smoothed, inputs), kernels, shifts
 
 
 def head_scores(inputs: ScoreInputs, h: int, kv: int, at: npt.NDArray[np.int64]) -> tuple[Float64, float]:
@@ -85,7 +85,7 @@ def head_scores(inputs: ScoreInputs, h: int, kv: int, at: npt.NDArray[np.int64])
             add_row(row, log_total, weight, top, rest, mass, others)
     drift = toward / (half * inputs.n_drift) if half else 0.0
     if p.method == "snapkv":
-        return mass, drift
+        return (mass / inputs.n_rows if p.mean_rows else mass), drift
     return (total if before else score_after(inputs, mass, others, values[:past], factor)), drift
 
 
@@ -132,7 +132,7 @@ def queryless(inputs: ScoreInputs) -> Float32:
     positions = inputs.positions()
     for head in range(inputs.n_kv_heads):
         at = np.ascontiguousarray(positions[head, :past])
-        key = p.layer * 0x9E3779B97F4A7C15 ^ (head + 1) * 0xBF58476D1CE4E5B9
+        key = p.layer * 0x9E3779B97F4A7C15 ^ (p.head_kv + head + 1) * 0xBF58476D1CE4E5B9
         random_row(np.uint64((p.seed ^ key) % 2**64), at, raw[head])
     return np.repeat(raw, inputs.group, axis=0)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .attend import Attention, attend, repeat_heads
 from .inputs import FLT_MAX, ODDS_MAX, Float32, ScoreInputs, ScoreParams, Scores, prepare
-from .select import reduce_heads, select
+from .select import keep
 from .smooth import kernel_and_shift, measure_drift, smooth
 
 
@@ -27,7 +27,8 @@ def score(q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks:
 
     Returns (raw, smoothed, indices, kernel_sizes, shifts): raw and smoothed [heads, N - window] float32; indices of the
     surviving past cells, int32 ascending, [heads, C], or [kv_heads, C] with reduce; kernel_sizes and shifts [heads]
-    int32. C is budget - window, or N - window when N < budget. Nothing is ever NaN or infinite.
+    int32. C is budget - window, or N - window when N < budget, unless an allocation says otherwise; -1 pads sets of
+    different sizes. Nothing is ever NaN or infinite.
 
     Raises ConfigError when a parameter or a shape does not fit. Source: ReST-KV (ICLR 2026), its published code.
     """
@@ -43,13 +44,14 @@ def score(q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks:
         smoothed = smooth(raw, kernels, shifts, inputs)
     else:
         raw = smoothed = queryless_scores(inputs)
-    return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
+    return raw, smoothed, keep(smoothed, inputs), kernels, shifts
 
 
 def raw_scores(attention: Attention, inputs: ScoreInputs) -> Float32:
     """[H, N - w] scores before smoothing, of a method that looks at queries."""
     if inputs.params.method == "snapkv":
-        raw = attention.weights[:, :, : inputs.n_past].sum(dim=1)
+        weights = attention.weights[:, :, : inputs.n_past]
+        raw = weights.mean(dim=1) if inputs.params.mean_rows else weights.sum(dim=1)
     elif inputs.params.metric_mode == "after":
         raw = score_after(attention, inputs)
     else:
@@ -147,7 +149,7 @@ def queryless_scores(inputs: ScoreInputs) -> Float32:
         falling = -np.arange(inputs.n_past, dtype=np.float32)
         return np.tile(falling, (inputs.n_heads, 1))
     per_kv_head = [
-        random_scores(inputs.params, head, inputs.positions()[head, : inputs.n_past])
+        random_scores(inputs.params, inputs.params.head_kv + head, inputs.positions()[head, : inputs.n_past])
         for head in range(inputs.n_kv_heads)
     ]
     return np.repeat(np.stack(per_kv_head), inputs.group, axis=0)
