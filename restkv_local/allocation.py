@@ -9,11 +9,45 @@ Past cells are the cells before the window; a budget is past cells plus the wind
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from .config import ADA_MOST, EvictConfig
 from .errors import ConfigError
+
+@dataclass(frozen=True)
+class Shares:
+    """How many cells per KV head each evicting layer may keep, and needs rows for. Cells include the window.
+
+    layers: [n_layer] budgets. rows: most cells of any layer or head that survive an eviction. first: cells that hold a
+    new text before the first eviction, reserve not counted. total: budgets of all KV heads of all layers together.
+    """
+
+    layers: tuple[int, ...]
+    rows: int
+    first: int
+    total: int
+
+
+def share_out(config: EvictConfig, budget: int, n_layer: int, n_head_kv: int) -> Shares:
+    """The plan of a cache with these settings. n_layer, n_head_kv: evicting layers, KV heads of each.
+
+    Raises ConfigError when the budget is too small, or there is one layer only for a pyramid.
+    """
+    total = budget * n_layer * n_head_kv
+    if config.allocation == "pyramid":
+        # StreamingLLM's window is what its sinks leave of a layer's budget
+        least = max(config.window, config.sinks + 1) if config.method == "streamingllm" else config.window
+        layers = pyramid_budgets(budget, least, n_layer, config.beta)
+        return Shares(tuple(layers), max(layers), min(layers), total)
+    rows = budget
+    if config.allocation == "ada":
+        # a head cannot have more than all heads of its layer together
+        rows = min(int(ADA_MOST * budget), config.window + n_head_kv * (budget - config.window))
+    return Shares((budget,) * n_layer, rows, budget, total)
+
 
 Rows = Sequence[npt.NDArray[np.float32]] | npt.NDArray[np.float32]
 

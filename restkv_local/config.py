@@ -32,6 +32,8 @@ DEFAULT_RESERVE = 1024
 WINDOW_MAX = 1024
 KERNEL_MAX = 1023
 BETA_MIN = 1
+# With allocation "ada" a KV head gets at most this many times the budget: rows are allocated for it.
+ADA_MOST = 2
 CELLS_MAX = 1 << 24
 # A guide longer than this is cut to its last tokens: only the last `window` queries score.
 GUIDE_MAX = 128
@@ -110,6 +112,8 @@ class EvictConfig:
         in_range("floor", self.floor, 0.0, 1.0)
         if self.method == "full" and self.allocation != "uniform":
             raise ConfigError("method 'full' keeps every cell: it has no budget to share out; use allocation 'uniform'")
+        if self.method == "streamingllm" and self.allocation == "ada":
+            raise ConfigError("method 'streamingllm' keeps the same cells in every head: use allocation 'uniform'")
         in_range("sinks", self.sinks, 0, CELLS_MAX)
         in_range("seed", self.seed, 0, 2**64 - 1)
         if isinstance(self.budget, bool) or not isinstance(self.budget, (int, str)):

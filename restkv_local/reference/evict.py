@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..allocation import ada_shares
 from ..config import EvictConfig
 from ..errors import EvictionError
 from .cache import LayerCache
@@ -21,31 +22,55 @@ def survivors(
     config: EvictConfig,
     *,
     budget: int,
+    own: int,
+    rows: int,
     n_guide: int,
     layer: int,
     wo: torch.Tensor,
     attn_scale: float,
     softcap: float,
     sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """Cells [kv_heads, budget] that stay, ascending; the last n_guide cells are a guide and never among them.
+) -> list[torch.Tensor]:
+    """[kv_heads] cells that stay, ascending; the last n_guide cells are a guide and never among them.
 
-    wo: [n_embd, heads * d]. attn_scale, softcap, sinks: the model's own attention. The cache must hold at least
-    budget cells besides the guide. Raises EvictionError when no query of the window is remembered.
+    budget: the plain one; own: that of this layer; rows: most cells of a head with allocation "ada".
+    wo: [n_embd, heads * d]. attn_scale, softcap, sinks: the model's own attention.
+    Raises EvictionError when no query of the window is remembered.
     """
-    window = effective_window(config, budget)
-    n_doc = cache.cells - n_guide
-    q = cache.window_queries(window)
+    window = effective_window(config, own)
+    plain = effective_window(config, budget)
+    q = cache.window_queries(config.window if config.method != "streamingllm" else window)
     if q.shape[1] == 0:
         raise EvictionError("no query of the window is remembered; decode at least two tokens before an eviction")
-    indices = score(
-        q.numpy(), cache.k.numpy(), cache.v.numpy(), wo.numpy(), pos=cache.pos.numpy(),
-        sinks=None if sinks is None else sinks.numpy(), n_tail=window + n_guide,
-        method=config.method, budget=budget, window=window, alpha=config.alpha, kernel=config.kernel,
-        scale=config.scale, pooling=config.pooling, metric_mode=config.metric_mode, use_wo=config.use_wo,
-        use_norm=config.use_norm, use_ema=config.use_ema, tau=config.tau, reduce=config.reduce, seed=config.seed,
-        layer=layer, attn_scale=attn_scale, softcap=softcap,
-    )[2]  # fmt: skip
-    past = torch.from_numpy(np.asarray(indices, dtype=np.int64))
-    tail = torch.arange(n_doc - window, n_doc).expand(past.shape[0], -1)
-    return torch.cat([past, tail], dim=1)
+    n_kv = cache.pos.shape[0]
+    group, d = q.shape[0] // n_kv, q.shape[2]
+    past: list[torch.Tensor] = []
+    scores = []
+    for h in range(n_kv):
+        first = cache.cells - cache.held[h]
+        n_past = cache.cells - first - n_guide - window
+        if config.allocation == "pyramid" and n_past <= own - window:
+            past.append(torch.arange(first, first + max(0, n_past)))  # the layer goes on filling its budget
+            continue
+        heads = slice(h * group, (h + 1) * group)
+        n_select = own - window if config.allocation == "pyramid" else None
+        _, smoothed, indices, _, _ = score(
+            q[heads].numpy(), cache.k[h : h + 1, first:].numpy(), cache.v[h : h + 1, first:].numpy(),
+            wo[:, h * group * d : (h + 1) * group * d].numpy(), pos=cache.pos[h : h + 1, first:].numpy(),
+            sinks=None if sinks is None else sinks[heads].numpy(), n_tail=window + n_guide,
+            method=config.method, budget=budget - plain + window, window=window, alpha=config.alpha,
+            kernel=config.kernel, scale=config.scale, pooling=config.pooling, metric_mode=config.metric_mode,
+            use_wo=config.use_wo, use_norm=config.use_norm, use_ema=config.use_ema, tau=config.tau,
+            reduce=config.reduce, seed=config.seed, layer=layer, attn_scale=attn_scale, softcap=softcap,
+            n_select=n_select, head_kv=h,
+        )  # fmt: skip
+        past.append(first + torch.from_numpy(np.asarray(indices[0], dtype=np.int64)))
+        scores.append(smoothed.max(axis=0) if config.reduce == "max" else smoothed.mean(axis=0, dtype=np.float64))
+    if config.allocation == "ada":
+        lines = [row.astype(np.float32) for row in scores]
+        for h, n in enumerate(ada_shares(lines, budget - window, config.floor, rows - window)):
+            best = np.sort(np.argsort(-lines[h], kind="stable")[:n])
+            past[h] = cache.cells - cache.held[h] + torch.from_numpy(best)
+    n_doc = cache.cells - n_guide
+    tails = [torch.arange(max(n_doc - window, cache.cells - n), n_doc) for n in cache.held]
+    return [torch.cat([cells, tail]) for cells, tail in zip(past, tails, strict=True)]

@@ -64,7 +64,7 @@ class ScoreParams:
         and are no candidates.
     allocation: how the budget is shared out (restkv_local.allocation). "pyramid": layer `layer_idx` of `num_layers`
         gets its share as ReST-KV publishes it, with the divisor `beta`; "pyramidkv": as PyramidKV does; the shares
-        count past cells, the window comes on top. "ada": the heads of the layer share, `floor` of each plain share is fixed,
+        count past cells, the window comes on top. "ada": the heads of the layer share, `floor` of each share is fixed,
         `normalize` makes heads with scores spread thin yield, and none gets more than `most` past cells; "adakv": as
         published, where rounding may change the total. Sets are then of different sizes: -1 pads the shorter ones.
     use_pyramid: the published name of allocation "pyramid".
