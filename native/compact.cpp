@@ -3,9 +3,7 @@
 #include <cstring>
 
 void restkv_move_rows(uint8_t * rows, size_t stride, size_t n_bytes, const int32_t * src, uint32_t n, int64_t to) {
-    const auto row = [&](int64_t i) {
-        return rows + i * (int64_t) stride;
-    };
+    const auto row = [&](int64_t i) { return rows + i * (int64_t) stride; };
     // No row is overwritten before it is read: source and destination both ascend, so one that moves down overwrites only
     // what came before it, and one that moves up only what moves up after it.
     for (int64_t i = 0; i < n; ++i) {

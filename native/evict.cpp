@@ -148,8 +148,8 @@ uint32_t restkv_cache::score_task(const layer_state & layer, uint32_t head_kv, c
     }
 
     // a drift cannot reach one step while all positions lie within one step
-    const bool     drifts = method->pools && params.pooling == RESTKV_POOLING_ADAPTIVE && view.n_rows > 1 &&
-                            (int64_t) pos[view.n_cells - 1] - pos[0] > (int64_t) params.scale;
+    const bool     drifts  = method->pools && params.pooling == RESTKV_POOLING_ADAPTIVE && view.n_rows > 1 &&
+                             (int64_t) pos[view.n_cells - 1] - pos[0] > (int64_t) params.scale;
     const uint32_t n_plain = std::min(params.budget - params.window, view.n_past);
     const uint32_t n_keep  = std::min(layer.budget - layer.n_window, view.n_past);
     restkv_score_head(view, params, drifts ? n_plain : 0, n_keep, scratch);
@@ -304,8 +304,8 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
             n_before += held(layer, h) + plan.tail_pos.size() - plan.n_guide;
             n_after += kept[l].held[h];
-            event.bytes_moved += kept[l].held[h] * (ggml_row_size(layer.k->type, layer.d_k) +
-                                                    ggml_row_size(layer.v->type, layer.d_v));
+            event.bytes_moved +=
+                kept[l].held[h] * (ggml_row_size(layer.k->type, layer.d_k) + ggml_row_size(layer.v->type, layer.d_v));
         }
         n_heads += layer.n_head_kv;
         layer.table = std::move(kept[l].table);

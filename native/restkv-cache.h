@@ -128,8 +128,8 @@ private:
         bool          captured = false;
         bool          has_bias = false;
 
-        std::vector<float>   wo;     // [n_head][d_v][d_v] upper factors, or empty
-        std::vector<int32_t> table;  // [n_head_kv][budget] positions
+        std::vector<float>   wo;         // [n_head][d_v][d_v] upper factors, or empty
+        std::vector<int32_t> table;      // [n_head_kv][budget] positions
 
         uint32_t              budget;    // most cells of a head that survive
         uint32_t              n_window;  // of them, the last positions
@@ -148,14 +148,14 @@ private:
     explicit restkv_cache(llama_kv_cache & kv, restkv_armed armed);
 
     uint32_t  n_used() const;
-    uint32_t  n_end() const;                                       // number of the cell that the next token gets
-    uint32_t  tail_begin() const;                                  // first cell after the last eviction
+    uint32_t  n_end() const;       // number of the cell that the next token gets
+    uint32_t  tail_begin() const;  // first cell after the last eviction
     uint32_t  held(const layer_state & layer, uint32_t head_kv) const;
     void      count_cells(restkv_stats & s) const;
     uint32_t  budget_of(uint32_t il) const;
     void      check_shares(const llama_kv_cache & kv) const;
     void      init_shares();
-    void      show_cells();                                        // after `held` or `n_table` has changed
+    void      show_cells();                 // after `held` or `n_table` has changed
     llama_pos pos_of(uint32_t cell) const;  // as llama.cpp's table has it
     window    rows(llama_pos pos_next, uint32_t n_max) const;
     void      check_layers() const;

@@ -123,8 +123,9 @@ restkv_status restkv_arm_shares(const restkv_share_params * shares) {
         s.head_max = shares->head_max;
         s.floor    = shares->floor;
         if (s.head_max < p.budget || s.head_max > UINT32_MAX / 2 || !(s.floor >= 0.0f && s.floor <= 1.0f)) {
-            return restkv_fail(RESTKV_INVALID, "the limit of a head must not be below the budget, and the floor must be "
-                                               "from 0 to 1");
+            return restkv_fail(RESTKV_INVALID,
+                               "the limit of a head must not be below the budget, and the floor must be "
+                               "from 0 to 1");
         }
     } else if (s.kind != RESTKV_ALLOCATION_UNIFORM) {
         return restkv_fail(RESTKV_INVALID, "unknown allocation");

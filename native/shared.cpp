@@ -66,12 +66,11 @@ void restkv_cache::init_shares() {
         ggml_init_params init = { ggml_tensor_overhead(), nullptr, /*no_alloc =*/true };
         ggml_context *   ctx  = ggml_init(init);
         buffers.emplace_back(ctx, nullptr);
-        layer.mask = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, n_row_max + (params.capacity - params.budget),
-                                        layer.n_head_kv);
+        layer.mask =
+            ggml_new_tensor_2d(ctx, GGML_TYPE_F16, n_row_max + (params.capacity - params.budget), layer.n_head_kv);
         ggml_format_name(layer.mask, "restkv_mask_l%u", layer.il);
         ggml_backend_buffer_t rows = layer.k->buffer ? layer.k->buffer : layer.k->view_src->buffer;
-        buffers.back().second.reset(
-            ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_buffer_get_type(rows)));
+        buffers.back().second.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_buffer_get_type(rows)));
         if (!buffers.back().second) {
             throw std::runtime_error("not enough memory for the masks of the heads");
         }
@@ -186,8 +185,8 @@ public:
 };
 
 uint32_t restkv_cache::seen_rows(int il, uint32_t & n_kv) const {
-    const auto layer = std::find_if(layers.begin(), layers.end(),
-                                    [il](const layer_state & l) { return l.il == (uint32_t) il; });
+    const auto layer =
+        std::find_if(layers.begin(), layers.end(), [il](const layer_state & l) { return l.il == (uint32_t) il; });
     if (!is_shared() || layer == layers.end()) {
         return 0;
     }
@@ -197,8 +196,7 @@ uint32_t restkv_cache::seen_rows(int il, uint32_t & n_kv) const {
     return hidden - layer->first;
 }
 
-ggml_tensor * restkv_cache::rows_of(const llm_graph_context & graph, restkv_cache * cache, ggml_tensor * idxs,
-                                    int il) {
+ggml_tensor * restkv_cache::rows_of(const llm_graph_context & graph, restkv_cache * cache, ggml_tensor * idxs, int il) {
     if (!cache || !cache->is_shared()) {
         return idxs;
     }
@@ -228,10 +226,11 @@ ggml_tensor * restkv_cache::attend(const llm_graph_context & graph, restkv_cache
     const int64_t  hidden = kq_mask->ne[0] - n_kv;  // as seen_rows() has it
     ggml_tensor *& mask   = restkv_shared_input::of(graph, *cache).masks[hidden];
     if (!mask) {
-        mask = hidden == 0 ? kq_mask :
-                             ggml_cont(ctx, ggml_view_4d(ctx, kq_mask, n_kv, kq_mask->ne[1], kq_mask->ne[2],
-                                                         kq_mask->ne[3], kq_mask->nb[1], kq_mask->nb[2],
-                                                         kq_mask->nb[3], hidden * kq_mask->nb[0]));
+        mask =
+            hidden == 0 ?
+                kq_mask :
+                ggml_cont(ctx, ggml_view_4d(ctx, kq_mask, n_kv, kq_mask->ne[1], kq_mask->ne[2], kq_mask->ne[3],
+                                            kq_mask->nb[1], kq_mask->nb[2], kq_mask->nb[3], hidden * kq_mask->nb[0]));
     }
     const auto layer = std::find_if(cache->layers.begin(), cache->layers.end(),
                                     [il](const layer_state & l) { return l.il == (uint32_t) il; });

@@ -85,8 +85,7 @@ restkv_status restkv_share(const float * rows, const uint32_t * n, uint32_t n_he
             starts.push_back(rows);
             rows += n[h];
         }
-        const std::vector<uint32_t> past =
-            restkv_share_heads(starts, { n, n + n_head }, mean, floor, most, normalize);
+        const std::vector<uint32_t> past = restkv_share_heads(starts, { n, n + n_head }, mean, floor, most, normalize);
         std::copy(past.begin(), past.end(), out);
     } catch (const std::bad_alloc &) {
         return restkv_fail(RESTKV_NO_MEMORY, "not enough memory to share out a budget");

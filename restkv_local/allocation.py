@@ -17,6 +17,7 @@ import numpy.typing as npt
 from .config import ADA_MOST, EvictConfig
 from .errors import ConfigError
 
+
 @dataclass(frozen=True)
 class Shares:
     """How many cells per KV head each evicting layer may keep, and needs rows for. Cells include the window.

@@ -121,6 +121,8 @@ class Facts:
             n_evictions=0 if stats is None else stats.n_evictions,
             evictions=list(self._evictions),
             notices=list(notices),
+            allocation=plan.allocation,
+            budget_total=plan.shares.total,
             **vars(turn),
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..config import (
+    ALLOCATIONS,
     CELLS_MAX,
     DEFAULT_BUDGET,
     DEFAULT_CONTEXT,
@@ -68,6 +69,7 @@ class EngineSettings:
     gpu_layers: int
     seed: int | None
     unverified: bool
+    allocation: str = EvictConfig.allocation
 
     def evict(self, **changes: Any) -> EvictConfig:
         """The settings of the cache; raises ConfigError."""
@@ -75,6 +77,7 @@ class EngineSettings:
             "budget": self.budget,
             "reserve": self.reserve,
             "method": self.method,
+            "allocation": self.allocation,
             "unverified": self.unverified,
         }
         if self.prefill is not None:
@@ -131,6 +134,10 @@ _SHARED = (
     click.option(
         "--method", type=click.Choice(METHODS), default=EvictConfig.method, show_default=True,
         help="How cells are scored. full: an ordinary cache that never evicts.",
+    ),
+    click.option(
+        "--allocation", type=click.Choice(ALLOCATIONS), default=EvictConfig.allocation, show_default=True,
+        help="How the budget is shared out: alike, as a pyramid over the layers, or over the heads by their scores.",
     ),
     click.option(
         "--kv-type", type=KvType(), default=KV_TYPES[0], show_default=True,

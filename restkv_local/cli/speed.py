@@ -266,7 +266,7 @@ def _peak_of_child(settings: EngineSettings, n_ctx: int, n_tokens: int) -> dict[
         "--tokens", str(n_tokens), "--context", str(n_ctx), "--budget", str(settings.budget),
         "--method", settings.method, "--kv-type", kv_type, "--gpu-layers", str(settings.gpu_layers),
     ]
-    for name in ("model", "reserve", "threads", "seed"):
+    for name in ("model", "allocation", "reserve", "threads", "seed"):
         if (value := getattr(settings, name)) is not None:
             arguments += [f"--{name}", str(value)]
     if settings.unverified:
