@@ -350,6 +350,6 @@ class Engine(Core):
             "method": plan.method,
             "kv_type": plan.kv_types,
             "capacity": plan.capacity,
-            "allocation": (plan.allocation, plan.shares.layers, plan.shares.rows),
             **evicting,
+            "allocation": plan.allocation,
         }
