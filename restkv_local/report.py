@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .config import EvictConfig
+
 
 @dataclass(frozen=True)
 class Eviction:
@@ -40,8 +42,9 @@ class Report:
     """State of an engine, and figures of its last turn (the last prompt and its answer).
 
     Of the engine: model (file name), arch, method, prefill (as configured), backend (where evictions run), context
-    (positions), budget, reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes,
-    sums_bytes, positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once).
+    (positions), allocation, budget, budget_total (cells of all KV heads and layers that survive an eviction), reserve,
+    capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes, sums_bytes,
+    positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prompt_tokens, reused_tokens
     (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
@@ -77,6 +80,8 @@ class Report:
     decode_seconds: float = 0.0
     completion_tokens: int = 0
     notices: list[str] = field(default_factory=list)
+    allocation: str = EvictConfig.allocation
+    budget_total: int = 0
 
 
 @dataclass

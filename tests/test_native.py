@@ -133,7 +133,7 @@ def build_library(folder: Path, body: str) -> None:
     ("body", "words"),
     [
         ("int llama_max_devices(void) { return 1; }", "is a stock llama.cpp without eviction"),
-        ("unsigned restkv_abi_version(void) { return 4711; }", "has interface version 4711, this package needs 2"),
+        ("unsigned restkv_abi_version(void) { return 4711; }", "has interface version 4711, this package needs 3"),
     ],
 )
 def test_wrong_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str) -> None:

@@ -57,7 +57,21 @@ struct session {
     }
 };
 
-static void open(session & s, llama_model * model, const char * path, const restkv_params & params, ggml_type type) {
+// Budgets that fall from layer to layer and have the plain one as their mean.
+static std::vector<uint32_t> pyramid(const llama_model * model, const restkv_params & params) {
+    restkv_model_info info;
+    CHECK(restkv_model_probe(model, GGML_TYPE_F16, GGML_TYPE_F16, &info) == RESTKV_OK);
+    std::vector<uint32_t> budgets(info.n_layer, params.budget);
+    for (uint32_t l = 0; l < info.n_layer / 2; ++l) {
+        const uint32_t more = (params.budget - params.window) / (l + 2);
+        budgets[l] += more;
+        budgets[info.n_layer - 1 - l] -= more;
+    }
+    return budgets;
+}
+
+static void open(session & s, llama_model * model, const char * path, const restkv_params & params, ggml_type type,
+                 int32_t allocation = RESTKV_ALLOCATION_UNIFORM) {
     llama_context_params p = llama_context_default_params();
     p.n_ctx                = 4096;
     p.n_batch              = 32;
@@ -68,6 +82,10 @@ static void open(session & s, llama_model * model, const char * path, const rest
     p.type_v               = type;
     p.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     CHECK(restkv_arm(&params, path, nullptr) == RESTKV_OK);
+    const std::vector<uint32_t> budgets = pyramid(model, params);
+    const restkv_share_params   shares  = { allocation, (uint32_t) budgets.size(), budgets.data(),
+                                            -1,         2 * params.budget,         0.2f };
+    CHECK(restkv_arm_shares(&shares) == RESTKV_OK);
     s.ctx = llama_init_from_model(model, p);
     restkv_disarm();
 }
@@ -94,10 +112,12 @@ static void check_kept(session & s, const restkv_stats & stats, llama_model * mo
     uint32_t n_seen = 0;
     for (int32_t il = 0; il < llama_model_n_layer(model); ++il) {
         for (uint32_t h = 0; h < stats.n_head_kv; ++h) {
-            std::vector<int32_t> kept(stats.n_cells);
-            if (restkv_kept(s.ctx, il, h, kept.data(), stats.n_cells) < 0) {
+            const int32_t n = restkv_kept(s.ctx, il, h, nullptr, 0);
+            if (n < 0) {
                 continue;
             }
+            std::vector<int32_t> kept(n);
+            CHECK(restkv_kept(s.ctx, il, h, kept.data(), n) == n);
             n_seen++;
             bool ascending = kept.front() >= 0;
             for (size_t i = 1; i < kept.size(); ++i) {
@@ -109,9 +129,14 @@ static void check_kept(session & s, const restkv_stats & stats, llama_model * mo
     CHECK(n_seen > 0);
 }
 
-static void test_text(llama_model * model, const char * path, const char * method, ggml_type type) {
+static void test_text(llama_model * model, const char * path, const char * method, ggml_type type,
+                      int32_t allocation = RESTKV_ALLOCATION_UNIFORM) {
     session s;
-    open(s, model, path, settings(method), type);
+    open(s, model, path, settings(method), type, allocation);
+    if (!s.ctx && allocation == RESTKV_ALLOCATION_ADA && strstr(path, "gpt-oss")) {
+        CHECK(strstr(restkv_last_error(), "attention sinks") != nullptr);
+        return;
+    }
     CHECK(s.ctx != nullptr);
     if (!s.ctx) {
         fprintf(stderr, "%s\n", restkv_last_error());
@@ -199,10 +224,15 @@ static void test_rollback(llama_model * model, const char * path) {
     }
 }
 
-static void test_states(llama_model * model, const char * path, const char * method, ggml_type type) {
+static void test_states(llama_model * model, const char * path, const char * method, ggml_type type,
+                        int32_t allocation = RESTKV_ALLOCATION_UNIFORM) {
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
     session       a;
-    open(a, model, path, settings(method), type);
+    open(a, model, path, settings(method), type, allocation);
+    if (!a.ctx) {
+        CHECK(allocation == RESTKV_ALLOCATION_ADA && strstr(path, "gpt-oss") != nullptr);
+        return;
+    }
     for (int i = 0; i < 7; ++i) {
         CHECK(a.feed(29) == 0);
     }
@@ -216,7 +246,7 @@ static void test_states(llama_model * model, const char * path, const char * met
     const std::vector<float> expected = a.logits(n_vocab);
 
     session b;
-    open(b, model, path, settings(method), type);
+    open(b, model, path, settings(method), type, allocation);
     CHECK(llama_state_set_data(b.ctx, state.data(), state.size()) == state.size());
     b.pos = saved;
     for (int i = 0; i < 80; ++i) {
@@ -235,7 +265,7 @@ static void test_states(llama_model * model, const char * path, const char * met
     restkv_params small = settings(method);
     small.budget        = 24;
     small.capacity      = 64;
-    open(c, model, path, small, type);
+    open(c, model, path, small, type, allocation);
     CHECK(llama_state_set_data(c.ctx, state.data(), state.size()) == 0);
     CHECK(c.feed(20) == 0);
 
@@ -306,6 +336,16 @@ static void test_refusals(llama_model * model, const char * path) {
     p        = settings("fifo");
     p.window = 0;
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
+    restkv_share_params shares = { RESTKV_ALLOCATION_ADA, 0, nullptr, -1, 96, 0.2f };
+    CHECK(restkv_arm_shares(&shares) == RESTKV_INVALID);  // nothing is armed
+    p = settings("restkv");
+    CHECK(restkv_arm(&p, path, nullptr) == RESTKV_OK);
+    shares.head_max = p.budget - 1;
+    CHECK(restkv_arm_shares(&shares) == RESTKV_INVALID);
+    const uint32_t budgets[] = { 60, 37 };  // their mean is not 48
+    shares                   = { RESTKV_ALLOCATION_PYRAMID, 2, budgets, -1, 0, 0.0f };
+    CHECK(restkv_arm_shares(&shares) == RESTKV_INVALID);
+    restkv_disarm();
     p = settings("nothing");
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
     p = settings("restkv");
@@ -354,6 +394,11 @@ int main(int argc, char ** argv) {
             }
         }
         test_votes(model, argv[i]);
+        for (const int32_t allocation : { RESTKV_ALLOCATION_PYRAMID, RESTKV_ALLOCATION_ADA }) {
+            test_text(model, argv[i], "restkv", GGML_TYPE_F16, allocation);
+            test_text(model, argv[i], "random", GGML_TYPE_Q8_0, allocation);
+            test_states(model, argv[i], "restkv", GGML_TYPE_F16, allocation);
+        }
         test_refusals(model, argv[i]);
         llama_model_free(model);
     }
