@@ -173,15 +173,15 @@ private:
                           struct layer_kept & kept) const;
     void        evict_heads(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
                             std::vector<restkv_scratch> & scratch, uint32_t n_threads, struct layer_kept & kept) const;
-    void        evict_layer_task(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
-                                 restkv_scratch & scratch, struct layer_kept & kept) const;
-    void        evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
-    void        drop_cells(llama_pos pos_next);
-    void        init_ring();
-    void        observe();                                          // the queries in the ring vote (method h2o)
-    void        observe_before(const llama_pos * pos, uint32_t n);  // those that positions [n] would overwrite
-    void        forget_from(llama_pos p0);                          // queries and votes of what is cut
-    void        init_wo();
+    void evict_layer_task(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
+                          restkv_scratch & scratch, struct layer_kept & kept) const;
+    void evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
+    void drop_cells(llama_pos pos_next);
+    void init_ring();
+    void observe();                                          // the queries in the ring vote (method h2o)
+    void observe_before(const llama_pos * pos, uint32_t n);  // those that positions [n] would overwrite
+    void forget_from(llama_pos p0);                          // queries and votes of what is cut
+    void init_wo();
 
     llama_kv_cache &             kv;
     const restkv_armed           armed;

@@ -145,7 +145,9 @@ class EvictConfig:
         if self.method == "streamingllm" and self.allocation == "ada":
             raise ConfigError("method 'streamingllm' keeps the same cells in every head: use allocation 'uniform'")
         if self.method in ONE_BUDGET and self.allocation != "uniform":
-            raise ConfigError(f"method '{self.method}' needs one budget for all heads and layers: use allocation 'uniform'")
+            raise ConfigError(
+                f"method '{self.method}' needs one budget for all heads and layers: use allocation 'uniform'"
+            )
         in_range("sinks", self.sinks, 0, CELLS_MAX)
         if self.span is not None:
             in_range("span", self.span, 1, CELLS_MAX)

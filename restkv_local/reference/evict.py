@@ -41,9 +41,9 @@ def survivors(
 ) -> list[torch.Tensor]:
     """[kv_heads] cells that stay, ascending; the last n_guide cells are a guide and never among them.
 
-    budget: the plain one; own: that of this layer; rows: most cells of a head with allocation "ada". layer: in the model.
-    place: among the evicting layers (method "lacache"). wo: [n_embd, heads * d]. attn_scale, softcap, sinks: the model's
-    own attention. Raises EvictionError when no query of the window is remembered.
+    budget: the plain one; own: that of this layer; rows: most cells of a head with allocation "ada". layer: in the
+    model. place: among the evicting layers (method "lacache"). wo: [n_embd, heads * d]. attn_scale, softcap, sinks:
+    the model's own attention. Raises EvictionError when no query of the window is remembered.
     """
     window = config.window_cells(own)
     plain = config.window_cells(budget)

@@ -17,6 +17,7 @@ Float64 = npt.NDArray[np.float64]
 TILE = 4096
 TINY = float(np.finfo(np.float64).tiny)
 
+
 def score_lean(
     q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks: Any = None, **params: Any
 ) -> Scores:
