@@ -4,6 +4,7 @@
 #include "evict.h"
 
 #include "compact.h"
+#include "graph/graph.h"
 #include "methods/methods.h"
 #include "parallel.h"
 
@@ -15,6 +16,7 @@
 
 #include <algorithm>
 #include <new>
+#include <stdexcept>
 
 namespace {
 
@@ -118,10 +120,8 @@ void restkv_cache::score_head(const layer_state & layer, uint32_t head_kv, const
     view.n_past      = plan.n_past;
     view.pos         = pos.data();
 
-    // a drift cannot reach one step while all positions lie within one step
-    const bool     drifts = method->pools && params.pooling == RESTKV_POOLING_ADAPTIVE && view.n_rows > 1 &&
-                            (int64_t) pos[plan.n_cells - 1] - pos[0] > (int64_t) params.scale;
     const uint32_t n_keep = plan.n_kept - plan.n_window;
+    const bool     drifts = restkv_drifts(*method, params, plan, pos.data());
     restkv_score_head(view, params, drifts ? n_keep : 0, n_select, scratch);
 }
 
@@ -176,13 +176,12 @@ void restkv_cache::evict_layer_task(const layer_state & layer, const evict_plan 
 // Score and compact all layers. `moved` is set before the first row moves.
 void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bool & moved) {
     uint32_t group = 1, d_k = 1, d_v = 1;
-    size_t   n_copy = 0;  // bytes of the largest layer on a device
+    size_t   n_copy = 0;  // bytes of the largest layer that is copied to the host
 
     std::vector<layer_data>                    data(layers.size());
     std::vector<std::vector<int32_t>>          tables;
     std::vector<std::pair<uint32_t, uint32_t>> tasks;  // (layer, KV head) of the layers in host memory
-    std::vector<uint32_t>                      on_device;
-    std::vector<restkv_scratch>                scratch;
+    std::vector<uint32_t>                      copied, as_graph;
     for (uint32_t l = 0; l < layers.size(); ++l) {
         const layer_state & layer = layers[l];
         group                     = std::max(group, layer.n_head / layer.n_head_kv);
@@ -190,17 +189,20 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         d_v                       = std::max(d_v, layer.d_v);
         tables.emplace_back(layer.table.size());
         data[l].sums = layers[l].sums.empty() ? nullptr : layers[l].sums.data();
-        if (layer.ring) {
-            data[l].ring.resize(ggml_nelements(layer.ring));
-            ggml_backend_tensor_get(layer.ring, data[l].ring.data(), 0, ggml_nbytes(layer.ring));
-        }
         if (layer.sinks) {
             data[l].sinks.resize(layer.n_head);
             ggml_backend_tensor_get(layer.sinks, data[l].sinks.data(), 0, layer.n_head * sizeof(float));
         }
-        ggml_backend_buffer_t buffer = layer.k->buffer ? layer.k->buffer : layer.k->view_src->buffer;
-        if (!ggml_backend_buffer_is_host(buffer)) {
-            on_device.push_back(l);
+        if (layer.stages == RESTKV_STAGES_GRAPH) {
+            as_graph.push_back(l);
+            continue;
+        }
+        if (layer.ring) {
+            data[l].ring.resize(ggml_nelements(layer.ring));
+            ggml_backend_tensor_get(layer.ring, data[l].ring.data(), 0, ggml_nbytes(layer.ring));
+        }
+        if (layer.stages == RESTKV_STAGES_HOST) {
+            copied.push_back(l);
             n_copy = std::max(n_copy, plan.n_cells * (layer.k->nb[1] + layer.v->nb[1]));
             continue;
         }
@@ -210,7 +212,8 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
             tasks.push_back({ l, h });
         }
     }
-    const auto evict_one = [&](uint32_t l, uint32_t h, uint32_t thread) {
+    std::vector<restkv_scratch> scratch;  // [n_threads]
+    const auto                  evict_one = [&](uint32_t l, uint32_t h, uint32_t thread) {
         if (method->per_layer) {
             evict_layer_task(layers[l], plan, data[l], scratch[thread], tables[l].data());
         } else {
@@ -219,13 +222,16 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     };
 
     uint32_t n_tasks = (uint32_t) tasks.size();
-    for (const uint32_t l : on_device) {
-        n_tasks = std::max(n_tasks, layers[l].n_head_kv);
+    for (const std::vector<uint32_t> * some : { &copied, &as_graph }) {
+        for (const uint32_t l : *some) {
+            n_tasks = std::max(n_tasks, layers[l].n_head_kv);
+        }
     }
     const uint32_t       n_threads = restkv_threads(params.n_threads, n_tasks);
     const uint32_t       n_rows    = std::max<uint32_t>((uint32_t) plan.row_pos.size(), 1);
     std::vector<uint8_t> copy(n_copy);
 
+    restkv_graph_scores scores;
     for (uint32_t t = 0; t < n_threads; ++t) {
         scratch.emplace_back(plan.n_cells, group, d_k, d_v, n_rows);
     }
@@ -236,7 +242,11 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         evict_one(l, h, thread);
     });
 
-    for (const uint32_t l : on_device) {
+    for (const uint32_t l : as_graph) {
+        evict_as_graph(layers[l], plan, data[l].sinks.empty() ? nullptr : data[l].sinks.data(), scratch,
+                       tables[l].data(), scores, event);
+    }
+    for (const uint32_t l : copied) {
         const layer_state & layer = layers[l];
         const size_t        n_k   = plan.n_cells * layer.k->nb[1];
         data[l].k                 = copy.data();
@@ -260,11 +270,12 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         event.us_select += s.times.select / n_threads;
         event.us_compact += s.times.compact / n_threads;
     }
-    event.n_rows       = (uint32_t) plan.row_pos.size();
-    event.n_threads    = n_threads;
-    event.n_layer      = (uint32_t) layers.size();
-    event.n_layer_host = (uint32_t) on_device.size();
-    bytes_scratch      = n_threads * restkv_scratch::bytes(plan.n_cells, group, d_k, d_v, n_rows) + n_copy;
+    event.n_rows        = (uint32_t) plan.row_pos.size();
+    event.n_threads     = n_threads;
+    event.n_layer       = (uint32_t) layers.size();
+    event.n_layer_graph = (uint32_t) as_graph.size();
+    event.n_layer_host  = (uint32_t) copied.size();
+    bytes_scratch       = n_threads * restkv_scratch::bytes(plan.n_cells, group, d_k, d_v, n_rows) + n_copy;
 }
 
 // llama.cpp's table after an eviction: the window keeps its positions; the cells before it, which hold other positions
@@ -343,6 +354,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
                                                    "tokens in pieces that fit the free cells");
         }
 
+        bind_graphs(lctx);
         const int64_t t_start = ggml_time_us() - us_observe;
 
         evict_plan plan;
@@ -388,12 +400,17 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         restkv_fail(RESTKV_OK, "a batch must fit the " + std::to_string(params.capacity - params.budget) +
                                    " cells of the reserve: decode smaller batches");
         return RESTKV_OK;
-    } catch (const std::exception &) {
+    } catch (const std::exception & e) {
+        const bool on_device = dynamic_cast<const std::runtime_error *>(&e) != nullptr;  // else memory on the host
         if (moved) {
             // some heads are compacted and some are not
             memory->clear(true);
-            return restkv_fail(RESTKV_NO_MEMORY, "memory ran out during an eviction and the cache was lost: lower the "
-                                                 "budget or the threads and read the text again");
+            return restkv_fail(RESTKV_NO_MEMORY, (on_device ? std::string(e.what()) : "memory ran out") +
+                                                     " during an eviction and the cache was lost: lower the budget or "
+                                                     "the threads and read the text again");
+        }
+        if (on_device) {
+            return restkv_fail(RESTKV_NO_MEMORY, std::string(e.what()) + ": nothing was evicted");
         }
         return restkv_fail(RESTKV_NO_MEMORY, "not enough memory for an eviction: lower the budget or the threads");
     }

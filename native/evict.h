@@ -1,8 +1,11 @@
-// What one eviction works with; see evict.cpp.
+// What the ways to run one eviction share; see evict.cpp and graph/evict.cpp.
 
 #pragma once
 
+#include "methods/methods.h"
 #include "restkv-cache.h"
+
+#include "ggml-backend.h"
 
 #include <cstdint>
 #include <vector>
@@ -26,3 +29,14 @@ struct layer_data {
     std::vector<float> sinks;           // [n_head], or empty
     float *            sums = nullptr;  // layer_state::sums, or null
 };
+
+inline ggml_backend_buffer_t restkv_buffer_of(const ggml_tensor * t) {
+    return t->buffer ? t->buffer : t->view_src->buffer;
+}
+
+// Whether the drift of a head is measured: it cannot reach one step while all positions lie within one step.
+inline bool restkv_drifts(const restkv_method & method, const restkv_params & params, const evict_plan & plan,
+                          const int32_t * pos) {
+    return method.pools && params.pooling == RESTKV_POOLING_ADAPTIVE && plan.row_pos.size() > 1 &&
+           (int64_t) pos[plan.n_cells - 1] - pos[0] > (int64_t) params.scale;
+}

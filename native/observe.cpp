@@ -81,8 +81,8 @@ void restkv_cache::observe() {
                 data.sinks.resize(layer.n_head);
                 ggml_backend_tensor_get(layer.sinks, data.sinks.data(), 0, layer.n_head * sizeof(float));
             }
-            ggml_backend_buffer_t buffer = layer.k->buffer ? layer.k->buffer : layer.k->view_src->buffer;
-            data.k                       = (uint8_t *) layer.k->data;
+            const ggml_backend_buffer_t buffer = restkv_buffer_of(layer.k);
+            data.k                             = (uint8_t *) layer.k->data;
             if (!ggml_backend_buffer_is_host(buffer)) {
                 copy.resize(n * layer.k->nb[1]);
                 ggml_backend_tensor_get(layer.k, copy.data(), 0, copy.size());

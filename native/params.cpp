@@ -41,5 +41,8 @@ restkv_status restkv_check_params(const restkv_params & p) {
     if (!std::isfinite(p.alpha) || p.alpha > 1.0f || !std::isfinite(p.tau) || p.tau < 0.0f) {
         return restkv_fail(RESTKV_INVALID, "alpha must be at most 1 and tau at least 0");
     }
+    if (p.stages > RESTKV_STAGES_HOST) {
+        return restkv_fail(RESTKV_INVALID, "unknown way to run the stages");
+    }
     return RESTKV_OK;
 }

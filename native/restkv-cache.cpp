@@ -80,6 +80,9 @@ void restkv_cache::init() {
                                nullptr,
                                false,
                                false,
+                               RESTKV_STAGES_FUSED,
+                               nullptr,
+                               nullptr,
                                {},
                                std::vector<int32_t>((size_t) hparams.n_head_kv(layer.il) * params.budget) });
         }
@@ -98,6 +101,7 @@ void restkv_cache::init() {
         if (method->uses_wo && params.use_wo) {
             init_wo();
         }
+        init_graphs();
     } catch (const std::exception & e) {
         restkv_fail(RESTKV_UNSUPPORTED, e.what());
         throw;
@@ -276,8 +280,13 @@ restkv_stats restkv_cache::stats() const {
         s.bytes_table += layer.table.size() * sizeof(int32_t);
         s.bytes_wo += layer.wo.size() * sizeof(float);
         s.bytes_sums += layer.sums.size() * sizeof(float);
+        s.n_layer_graph += layer.stages == RESTKV_STAGES_GRAPH;
+        s.n_layer_host += layer.stages == RESTKV_STAGES_HOST;
     }
     s.bytes_scratch = bytes_scratch;
+    s.bytes_graph   = graph_bytes();
+    snprintf(s.devices, sizeof(s.devices), "%s", graph_devices().c_str());
+    snprintf(s.reason, sizeof(s.reason), "%s", graph_reason.c_str());
     return s;
 }
 

@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "graph/graph.h"
 #include "params.h"
 #include "stages.h"
 #include "wo.h"
@@ -103,9 +104,13 @@ private:
         bool          captured = false;
         bool          has_bias = false;
 
-        std::vector<float>   wo;     // [n_head][d_v][d_v] upper factors, or empty
-        std::vector<int32_t> table;  // [n_head_kv][budget] positions
-        std::vector<float>   sums;   // [n_head_kv][capacity] attention of all queries so far, or empty (method h2o)
+        uint8_t        stages    = RESTKV_STAGES_FUSED;  // how this layer is evicted
+        restkv_graph * graph     = nullptr;
+        ggml_tensor *  wo_device = nullptr;              // [d_v, d_v, n_head] factors for the graph, or null
+
+        std::vector<float>   wo;                         // [n_head][d_v][d_v] upper factors, or empty
+        std::vector<int32_t> table;                      // [n_head_kv][budget] positions
+        std::vector<float>   sums;  // [n_head_kv][capacity] attention of all queries so far, or empty (method h2o)
     };
 
     struct window {
@@ -140,6 +145,18 @@ private:
     void        forget_from(llama_pos p0);                          // queries and votes of what is cut
     void        init_wo();
 
+    // graph/evict.cpp
+    void                 init_graphs();
+    std::string          init_graph(ggml_backend_buffer_type_t buft, const std::vector<uint32_t> & members);
+    restkv_graph_layer   graph_layer(const layer_state & layer) const;
+    void                 bind_graphs(llama_context * lctx);
+    std::string          graph_devices() const;
+    size_t               graph_bytes() const;
+    std::vector<int32_t> positions(const layer_state & layer, const struct evict_plan & plan) const;
+    void evict_as_graph(const layer_state & layer, const struct evict_plan & plan, const float * sinks,
+                        std::vector<restkv_scratch> & scratch, int32_t * table_out, restkv_graph_scores & scores,
+                        restkv_event & event) const;
+
     llama_kv_cache &             kv;
     const restkv_armed           armed;
     const restkv_params &        params;
@@ -149,11 +166,15 @@ private:
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;
 
-    std::vector<llama_pos> ring_pos;  // [n_ring] position whose query a row holds, or -1
+    std::vector<ggml_backend_ptr>              graph_backends;  // those that only evictions use
+    std::vector<std::unique_ptr<restkv_graph>> graphs;          // one per buffer type
+    std::string                                graph_reason;    // why a layer that should be a graph is none
 
-    uint32_t  n_table   = 0;          // cells whose positions are in the tables
-    llama_pos pos_exact = 0;          // position after the last eviction
-    uint32_t  cursor    = 0;          // where the next eviction goes on (restkv_method::advance)
+    std::vector<llama_pos> ring_pos;                            // [n_ring] position whose query a row holds, or -1
+
+    uint32_t  n_table   = 0;                                    // cells whose positions are in the tables
+    llama_pos pos_exact = 0;                                    // position after the last eviction
+    uint32_t  cursor    = 0;  // where the next eviction goes on (restkv_method::advance)
 
     // method h2o
     llama_pos pos_seen   = 0;      // queries before it have voted

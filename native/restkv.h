@@ -19,9 +19,10 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 2
+#define RESTKV_ABI_VERSION 3
 
-#define RESTKV_NAME_MAX 32
+#define RESTKV_NAME_MAX   32
+#define RESTKV_REASON_MAX 192
 
 #ifdef __cplusplus
 extern "C" {
@@ -74,6 +75,14 @@ typedef enum restkv_reduce {
     RESTKV_REDUCE_MAX  = 2,
 } restkv_reduce;
 
+// How an eviction is run. What a layer cannot do is done another way, and events and stats say so.
+typedef enum restkv_stages {
+    RESTKV_STAGES_AUTO  = 0,  // cells in host memory: fused; on a device: graph, or host where an op is missing
+    RESTKV_STAGES_FUSED = 1,  // our own kernels, on the CPU; cells on a device are copied to the host
+    RESTKV_STAGES_GRAPH = 2,  // as graphs of ggml on the backend that holds the cells, host memory too
+    RESTKV_STAGES_HOST  = 3,  // a copy on the host, a layer at a time
+} restkv_stages;
+
 // How cells are scored and how many survive. The defaults live with the caller, not here.
 typedef struct restkv_params {
     char     method[RESTKV_NAME_MAX];  // a name of restkv_method_name()
@@ -90,7 +99,7 @@ typedef struct restkv_params {
     uint8_t  use_wo;
     uint8_t  use_norm;
     uint8_t  use_ema;
-    uint8_t  reserved;
+    uint8_t  stages;     // restkv_stages
     uint32_t n_threads;  // 0: all cores
     uint64_t seed;       // method random
     int32_t  indicator;  // restkv_indicator
@@ -146,36 +155,42 @@ typedef struct restkv_stats {
     uint32_t capacity;
     uint32_t budget;
     uint32_t window;
-    uint32_t n_layer;      // evicting layers
-    uint32_t n_head_kv;    // largest of the evicting layers
-    uint32_t n_cells;      // cells in use
-    int32_t  pos_next;     // position of the next token
-    int32_t  pos_exact;    // seq_rm from here on is exact; before it is refused
+    uint32_t n_layer;                    // evicting layers
+    uint32_t n_head_kv;                  // largest of the evicting layers
+    uint32_t n_cells;                    // cells in use
+    int32_t  pos_next;                   // position of the next token
+    int32_t  pos_exact;                  // seq_rm from here on is exact; before it is refused
     uint64_t n_evictions;
-    uint64_t n_evicted;    // cells dropped so far, per KV head and layer
-    uint64_t bytes_kv;     // K and V tensors of the evicting layers
+    uint64_t n_evicted;                  // cells dropped so far, per KV head and layer
+    uint64_t bytes_kv;                   // K and V tensors of the evicting layers
     uint64_t bytes_ring;
-    uint64_t bytes_table;  // positions per layer, KV head and cell
-    uint64_t bytes_wo;     // matrices made from W_o
-    uint64_t bytes_sums;   // attention added up per layer, KV head and cell (method h2o)
+    uint64_t bytes_table;                // positions per layer, KV head and cell
+    uint64_t bytes_wo;                   // matrices made from W_o
+    uint64_t bytes_sums;                 // attention added up per layer, KV head and cell (method h2o)
     uint64_t bytes_scratch;
+    uint64_t bytes_graph;                // on devices: inputs, factors and work memory of the graphs
+    uint32_t n_layer_graph;              // evicting layers whose stages run as graphs
+    uint32_t n_layer_host;               // whose cells are copied to the host
+    char     devices[RESTKV_NAME_MAX];   // that run the graphs, as ggml names them: "CUDA0,CUDA1"
+    char     reason[RESTKV_REASON_MAX];  // why not all layers that should run as graphs do; "" when they do
 } restkv_stats;
 
 RESTKV_API restkv_status restkv_get_stats(struct llama_context * ctx, restkv_stats * out);
 
 typedef struct restkv_event {
-    uint64_t id;            // 0, 1, 2, ...
-    int32_t  pos_next;      // position of the next token when it happened, guide excluded
+    uint64_t id;             // 0, 1, 2, ...
+    int32_t  pos_next;       // position of the next token when it happened, guide excluded
     uint32_t n_guide;
-    uint32_t n_cells;       // before
-    uint32_t n_kept;        // after
+    uint32_t n_cells;        // before
+    uint32_t n_kept;         // after
     uint32_t n_layer;
-    uint32_t n_layer_host;  // layers scored through a copy on the host, because their cache lives on a device
-    uint32_t n_rows;        // rows of the window that scored
+    uint32_t n_layer_graph;  // layers scored and moved by graphs on the backend that holds their cache
+    uint32_t n_layer_host;   // layers scored through a copy on the host
+    uint32_t n_rows;         // rows of the window that scored
     uint32_t n_threads;
-    uint64_t bytes_moved;   // K and V
-    uint64_t us_total;      // wall time
-    uint64_t us_attend;     // per stage: time of all threads divided by their number
+    uint64_t bytes_moved;    // K and V
+    uint64_t us_total;       // wall time
+    uint64_t us_attend;      // per stage: time of all threads divided by their number
     uint64_t us_score;
     uint64_t us_smooth;
     uint64_t us_select;
@@ -225,6 +240,11 @@ typedef struct restkv_score_out {
 } restkv_score_out;
 
 RESTKV_API restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * out);
+
+// The same by graphs of ggml. device: as ggml names it ("CPU", "CUDA0"). tile_floats: largest intermediate tensor; 0: the
+// default. RESTKV_UNSUPPORTED when these settings have no graph or the device lacks an op.
+RESTKV_API restkv_status restkv_score_on(const restkv_score_args * args, const char * device, uint64_t tile_floats,
+                                         restkv_score_out * out);
 
 // The n_keep largest of scores[n], ties to the lower index, ascending in out.
 RESTKV_API restkv_status restkv_select(const float * scores, uint32_t n, uint32_t n_keep, int32_t * out);

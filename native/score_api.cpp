@@ -1,5 +1,7 @@
 // The C API of the stages on host arrays: parity tests and research, no model needed.
 
+#include "score_api.h"
+
 #include "compact.h"
 #include "methods/methods.h"
 #include "params.h"
@@ -18,7 +20,7 @@ static uint32_t rows_of(const restkv_score_args & a) {
     return a.n_rows > 0 ? a.n_rows : a.params.window;
 }
 
-static restkv_status check_score(const restkv_score_args & a, const restkv_score_out & out) {
+restkv_status restkv_check_score(const restkv_score_args & a, const restkv_score_out & out) {
     if (const restkv_status status = restkv_check_params(a.params)) {
         return status;
     }
@@ -46,11 +48,16 @@ static restkv_status check_score(const restkv_score_args & a, const restkv_score
     if (a.wo && a.n_embd_out == 0) {
         return restkv_fail(RESTKV_INVALID, "restkv_score: W_o has no rows");
     }
+    if (method->pools && a.params.pooling == RESTKV_POOLING_ADAPTIVE && a.params.window % 2) {
+        return restkv_fail(RESTKV_INVALID, "the window must be even: the drift compares its two halves");
+    }
     return RESTKV_OK;
 }
 
-// [n_head][d][d] upper factors
-static std::vector<float> factor_wo(const restkv_score_args & a) {
+std::vector<float> restkv_score_factors(const restkv_score_args & a) {
+    if (!a.wo || !a.params.use_wo || !restkv_find_method(a.params.method)->uses_wo) {
+        return {};
+    }
     const uint32_t     d = a.n_embd_head;
     std::vector<float> factors((size_t) a.n_head * d * d);
     for (uint32_t h = 0; h < a.n_head; ++h) {
@@ -83,11 +90,39 @@ static void share_set(const restkv_score_args & a, restkv_score_out & out, uint3
     }
 }
 
+bool restkv_score_drifts(const restkv_score_args & a, const int32_t * pos) {
+    return restkv_find_method(a.params.method)->pools && a.params.pooling == RESTKV_POOLING_ADAPTIVE &&
+           (!a.pos || (int64_t) pos[a.n_cells - 1] - pos[0] > a.params.scale);
+}
+
+void restkv_score_take(const restkv_score_args & a, uint32_t head_kv, const restkv_scratch & scratch,
+                       std::vector<int32_t> & selected, const restkv_score_out & out) {
+    const restkv_params & p      = a.params;
+    const uint32_t        group  = a.n_head / a.n_head_kv;
+    const uint32_t        n_past = a.n_cells - p.window;
+    const uint32_t        n_keep = std::min(p.budget - p.window, n_past);
+    for (uint32_t g = 0; g < group; ++g) {
+        const uint32_t h = head_kv * group + g;
+        std::copy_n(scratch.raw.data() + (size_t) g * scratch.n_pad, n_past, out.raw + (size_t) h * n_past);
+        out.kernel_sizes[h] = scratch.kernels[g];
+        out.shifts[h]       = scratch.shifts[g];
+        const float * y     = scratch.smoothed.data() + (size_t) g * scratch.n_pad;
+        if (p.reduce == RESTKV_REDUCE_NONE) {
+            restkv_select_top(y, n_past, n_keep, selected.data());
+            std::copy_n(selected.data(), n_keep, out.indices + (size_t) h * n_keep);
+        }
+        std::copy_n(y, n_past, out.smoothed + (size_t) h * n_past);
+    }
+    if (p.reduce != RESTKV_REDUCE_NONE) {
+        std::copy_n(scratch.kept.data(), n_keep, out.indices + (size_t) head_kv * n_keep);
+    }
+}
+
 restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * out) {
     if (!args || !out) {
         return restkv_fail(RESTKV_INVALID, "restkv_score: no arguments");
     }
-    if (const restkv_status status = check_score(*args, *out)) {
+    if (const restkv_status status = restkv_check_score(*args, *out)) {
         return status;
     }
     const restkv_score_args & a      = *args;
@@ -102,13 +137,8 @@ restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * ou
     const size_t   stride = a.n_embd_head * size;
     const float    scale  = a.attn_scale != 0.0f ? a.attn_scale : 1.0f / std::sqrt((float) a.n_embd_head);
 
-    const bool adaptive = method->pools && p.pooling == RESTKV_POOLING_ADAPTIVE;
-    if (adaptive && p.window % 2) {
-        return restkv_fail(RESTKV_INVALID, "the window must be even: the drift compares its two halves");
-    }
-
     try {
-        const std::vector<float> wo = a.wo && p.use_wo && method->uses_wo ? factor_wo(a) : std::vector<float>();
+        const std::vector<float> wo = restkv_score_factors(a);
 
         std::vector<float> q(a.q, a.q + (size_t) a.n_head * n_rows * a.n_embd_head);
         for (float & x : q) {
@@ -145,26 +175,9 @@ restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * ou
                 row_pos[i]       = view.pos[blind ? a.n_cells - 1 : a.n_cells - n_rows + i];
             }
 
-            // with positions, as in the cache: no drift while they all lie within one step
-            const bool drifts = adaptive && (!a.pos || (int64_t) view.pos[a.n_cells - 1] - view.pos[0] > p.scale);
-            restkv_score_head(view, p, drifts ? std::min(n_keep, n_past) : 0, n_keep, scratch);
-
-            for (uint32_t g = 0; g < group; ++g) {
-                const uint32_t h = hk * group + g;
-                std::copy_n(scratch.raw.data() + (size_t) g * scratch.n_pad, n_past, out->raw + (size_t) h * n_past);
-                out->kernel_sizes[h] = scratch.kernels[g];
-                out->shifts[h]       = scratch.shifts[g];
-                const float * y      = scratch.smoothed.data() + (size_t) g * scratch.n_pad;
-                if (p.reduce == RESTKV_REDUCE_NONE) {
-                    const uint32_t n = restkv_select_top(y, n_past, n_keep, selected.data());
-                    std::copy_n(selected.data(), n, out->indices + (size_t) h * std::min(n_keep, n_past));
-                }
-                std::copy_n(y, n_past, out->smoothed + (size_t) h * n_past);
-            }
-            if (p.reduce != RESTKV_REDUCE_NONE) {
-                const uint32_t n = std::min(n_keep, n_past);
-                std::copy_n(scratch.kept.data(), n, out->indices + (size_t) hk * n);
-            }
+            const uint32_t drift_top = restkv_score_drifts(a, view.pos) ? std::min(n_keep, n_past) : 0;
+            restkv_score_head(view, p, drift_top, n_keep, scratch);
+            restkv_score_take(a, hk, scratch, selected, *out);
         }
         if (method->per_layer) {
             share_set(a, *out, std::min(n_keep, n_past));

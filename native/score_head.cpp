@@ -25,11 +25,15 @@ static void reduce_group(const restkv_view & view, const restkv_params & params,
 
 void restkv_score_head(const restkv_view & view, const restkv_params & params, uint32_t drift_top, uint32_t n_keep,
                        restkv_scratch & s) {
-    const restkv_method * method = restkv_find_method(params.method);
-
     s.keys_of   = nullptr;
     s.values_of = nullptr;
-    method->score(view, params, drift_top, s);
+    restkv_find_method(params.method)->score(view, params, drift_top, s);
+    restkv_choose(view, params, drift_top > 0, n_keep, s);
+}
+
+void restkv_choose(const restkv_view & view, const restkv_params & params, bool drifts, uint32_t n_keep,
+                   restkv_scratch & s) {
+    const restkv_method * method = restkv_find_method(params.method);
 
     // a score that is not a number must not decide anything but its own cell
     for (uint32_t h = 0; h < view.group; ++h) {
@@ -43,7 +47,7 @@ void restkv_score_head(const restkv_view & view, const restkv_params & params, u
     for (uint32_t h = 0; h < view.group; ++h) {
         s.kernels[h] = (int32_t) params.kernel;
         s.shifts[h]  = 0;
-        if (drift_top > 0) {
+        if (drifts) {
             restkv_adapt(s.drift[h], params.scale, params.kernel, &s.kernels[h], &s.shifts[h]);
         }
         const float * raw = s.raw.data() + (size_t) h * s.n_pad;

@@ -151,3 +151,7 @@ uint32_t restkv_select_top(const float * scores, uint32_t n, uint32_t n_keep, in
 // keep. drift: measure it (adaptive pooling only); without it the kernel is params.kernel and the shift 0.
 void restkv_score_head(const restkv_view & view, const restkv_params & params, uint32_t drift_top, uint32_t n_keep,
                        restkv_scratch & scratch);
+
+// Only smooth and select, of raw scores that stand in scratch.raw (and, when `drifts`, drifts in scratch.drift).
+void restkv_choose(const restkv_view & view, const restkv_params & params, bool drifts, uint32_t n_keep,
+                   restkv_scratch & scratch);

@@ -18,6 +18,7 @@ MetricMode = Literal["after", "before"]
 Reduce = Literal["mean", "max"]
 Indicator = Literal["reconstruction", "attention", "attention-value-norm"]
 Rows = Literal["ema", "mean", "inverted-ema", "last"]
+Stages = Literal["auto", "fused", "graph", "host"]
 
 METHODS: tuple[str, ...] = (*TRAITS, "full")
 PREFILLS: tuple[str, ...] = ("stream", "exact", "guided")
@@ -26,6 +27,7 @@ METRIC_MODES: tuple[str, ...] = ("after", "before")
 REDUCES: tuple[str, ...] = ("mean", "max")
 INDICATORS: tuple[str, ...] = ("reconstruction", "attention", "attention-value-norm")
 ROWS: tuple[str, ...] = ("ema", "mean", "inverted-ema", "last")
+STAGES: tuple[str, ...] = ("auto", "fused", "graph", "host")
 KV_TYPES: tuple[str, ...] = ("f16", "bf16", "q8_0", "q4_0")
 
 DEFAULT_CONTEXT = 131072
@@ -76,6 +78,7 @@ class EvictConfig:
     span: layers in which method "lacache" keeps a cell per pass; None: half of them.
     overlap: layers that neighbouring rungs of method "lacache" share.
     seed: of method "random".
+    stages: where evictions run (docs/architecture.md); "auto" goes where the cache lives.
     unverified: evict a model family whose attention was not checked against the reference.
     """
 
@@ -100,6 +103,7 @@ class EvictConfig:
     span: int | None = None
     overlap: int = 0
     seed: int = 0
+    stages: Stages = "auto"
     unverified: bool = False
 
     def __post_init__(self) -> None:
@@ -109,6 +113,7 @@ class EvictConfig:
             one_of("pooling", self.pooling, POOLINGS)
         one_of("metric_mode", self.metric_mode, METRIC_MODES)
         one_of("reduce", self.reduce, REDUCES)
+        one_of("stages", self.stages, STAGES)
         in_range("window", self.window, 2, WINDOW_MAX)
         if self.window % 2:
             raise ConfigError(f"window must be even (the drift compares its two halves); {self.window} is odd")

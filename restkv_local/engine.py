@@ -209,6 +209,8 @@ class Engine(Core):
         for eviction in facts.collect():
             if self.on_evict is not None:
                 self.on_evict(eviction)
+            if facts.backend_reason:
+                self._notice(f"evictions do not run as graphs where the cache lives: {facts.backend_reason}")
         self._turn.evict_seconds += facts.evict_seconds - before
 
     def _resync(self) -> None:

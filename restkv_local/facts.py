@@ -54,6 +54,12 @@ class Facts:
         stats = self._stats()
         return 0 if stats is None else int(stats.n_evictions)
 
+    @property
+    def backend_reason(self) -> str | None:
+        """Why layers that should run as graphs do not, as `look` saw it last."""
+        stats = self._seen[0]
+        return None if stats is None else stats.reason.decode("utf-8", "replace") or None
+
     def look(self) -> None:
         """Take the figures that `report` gives, at a moment when no other thread uses the context."""
         self._seen = self._stats(), self.positions
@@ -93,13 +99,13 @@ class Facts:
     def report(self, turn: Turn, notices: list[str]) -> Report:
         """The report, as `look` saw it last; see Report for its fields."""
         plan, (stats, positions) = self._plan, self._seen
-        last = self._evictions[-1] if self._evictions else None
         return Report(
             model=plan.model.name,
             arch=plan.arch,
             method=plan.method,
             prefill=plan.prefill,
-            backend="none" if stats is None else "cpu-host-copy" if last and last.layers_host else "cpu-fused",
+            backend=_backend(stats),
+            backend_reason=self.backend_reason,
             context=plan.context,
             budget=plan.budget,
             reserve=plan.reserve,
@@ -126,6 +132,20 @@ class Facts:
         return stats
 
 
+def _backend(stats: native.Stats | None) -> str:
+    """Where the layers are evicted, in words."""
+    if stats is None:
+        return "none"
+    ways = []
+    if stats.n_layer_graph + stats.n_layer_host < stats.n_layer:
+        ways.append("cpu-fused")
+    if stats.n_layer_graph:
+        ways.append(f"graph ({stats.devices.decode('utf-8', 'replace').replace(',', ', ')})")
+    if stats.n_layer_host:
+        ways.append("cpu-host-copy")
+    return " + ".join(ways)
+
+
 def _eviction(event: native.Event) -> Eviction:
     return Eviction(
         id=event.id,
@@ -134,6 +154,7 @@ def _eviction(event: native.Event) -> Eviction:
         cells_before=event.n_cells,
         cells_after=event.n_kept,
         layers=event.n_layer,
+        layers_graph=event.n_layer_graph,
         layers_host=event.n_layer_host,
         rows=event.n_rows,
         threads=event.n_threads,

@@ -13,7 +13,8 @@ from .errors import ConfigError
 from .reference.inputs import Float32, Int32, ScoreInputs, Scores, prepare
 from .reference.select import reduce_heads
 
-BACKENDS = ("cpu",)
+# Prefix of a backend that runs the stages as graphs of ggml on a device: "graph:CPU", "graph:CUDA0".
+GRAPH = "graph:"
 
 
 def score(
@@ -29,27 +30,33 @@ def score(
 ) -> Scores:
     """As `restkv_local.reference.score`, computed by the patched llama.cpp library.
 
-    Same arguments and result; k and v may also be float16, and are then read as such. backend: where it runs ("cpu").
-    n_threads: 0 uses all cores.
+    Same arguments and result; k and v may also be float16, and are then read as such. backend: "cpu", or "graph:" and
+    the name of a device of ggml ("graph:CPU", "graph:CUDA0"), which then runs the stages as graphs. n_threads: 0 uses
+    all cores.
 
-    Raises ConfigError when a parameter or a shape does not fit, LibraryError when the library is missing.
+    Raises ConfigError when a parameter or a shape does not fit or there is no such device, ModelError when these
+    settings have no graph or the device lacks an operation, LibraryError when the library is missing.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    if backend != "cpu" and not (backend.startswith(GRAPH) and len(backend) > len(GRAPH)):
+        raise ConfigError(f"backend must be 'cpu' or '{GRAPH}' and the name of a device; got {backend!r}")
+    device = None if backend == "cpu" else backend.removeprefix(GRAPH)
     inputs = prepare(q_win, k, v, wo, pos, None, params)
     p = inputs.params
     for name in ("softcap", "n_tail"):
         if getattr(p, name):
             raise ConfigError(f"{name} works in restkv_local.reference only; leave it out")
-    raw, smoothed, indices, kernels, shifts = run_stages(inputs, n_threads)
+    raw, smoothed, indices, kernels, shifts = run_stages(inputs, n_threads, device)
     if inputs.n_keep != indices.shape[1]:
         # a pyramid's share: the stages select budget - window cells, and the drift needs that plain budget
         indices = np.stack([select(row, inputs.n_keep) for row in reduce_heads(smoothed, inputs)])
     return raw, smoothed, indices, kernels, shifts
 
 
-def run_stages(inputs: ScoreInputs, n_threads: int) -> Scores:
-    """One call of restkv_score on checked arrays."""
+def run_stages(inputs: ScoreInputs, n_threads: int, device: str | None = None, tile_floats: int = 0) -> Scores:
+    """One call of restkv_score on checked arrays; with a device, of restkv_score_on.
+
+    tile_floats: largest intermediate tensor on the device, 0 for the default.
+    """
     p, past = inputs.params, inputs.n_past
     sets = inputs.n_heads if p.reduce is None else inputs.n_kv_heads
     raw = np.empty((inputs.n_heads, past), dtype=np.float32)
@@ -86,7 +93,11 @@ def run_stages(inputs: ScoreInputs, n_threads: int) -> Scores:
         shifts=address(shifts),
         indices=address(flat),
     )
-    native.check(native.lib().restkv_score(C.byref(args), C.byref(out)))
+    if device is None:
+        status = native.lib().restkv_score(C.byref(args), C.byref(out))
+    else:
+        status = native.lib().restkv_score_on(C.byref(args), device.encode(), tile_floats, C.byref(out))
+    native.check(status)
     if not p.pools:
         kernels.fill(p.kernel)  # what the caller said, which nothing looks at
     return raw, smoothed, flat.reshape(sets, -1), kernels, shifts

@@ -15,9 +15,10 @@ from typing import Any
 from .config import EvictConfig
 from .errors import ConfigError, EvictionError, LibraryError, ModelError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 NAME_MAX = 32
 REFUSAL_MAX = 256
+REASON_MAX = 192
 
 OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY = range(6)
 
@@ -27,6 +28,7 @@ METRIC_MODE = {"after": 0, "before": 1}
 REDUCE: dict[str | None, int] = {None: 0, "mean": 1, "max": 2}
 INDICATOR = {"reconstruction": 0, "attention": 1, "attention-value-norm": 2}
 ROWS = {"ema": 1, "mean": 2, "inverted-ema": 3, "last": 4, "sum": 5}
+STAGES = {"auto": 0, "fused": 1, "graph": 2, "host": 3}
 # ggml types of the arrays that restkv_score takes.
 GGML_F32, GGML_F16 = 0, 1
 
@@ -56,7 +58,7 @@ class Params(C.Structure):
         ("use_wo", C.c_uint8),
         ("use_norm", C.c_uint8),
         ("use_ema", C.c_uint8),
-        ("reserved", C.c_uint8),
+        ("stages", C.c_uint8),
         ("n_threads", C.c_uint32),
         ("seed", C.c_uint64),
         ("indicator", C.c_int32),
@@ -107,6 +109,11 @@ class Stats(C.Structure):
         ("bytes_wo", C.c_uint64),
         ("bytes_sums", C.c_uint64),
         ("bytes_scratch", C.c_uint64),
+        ("bytes_graph", C.c_uint64),
+        ("n_layer_graph", C.c_uint32),
+        ("n_layer_host", C.c_uint32),
+        ("devices", C.c_char * NAME_MAX),
+        ("reason", C.c_char * REASON_MAX),
     ]
 
 
@@ -120,6 +127,7 @@ class Event(C.Structure):
         ("n_cells", C.c_uint32),
         ("n_kept", C.c_uint32),
         ("n_layer", C.c_uint32),
+        ("n_layer_graph", C.c_uint32),
         ("n_layer_host", C.c_uint32),
         ("n_rows", C.c_uint32),
         ("n_threads", C.c_uint32),
@@ -186,6 +194,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_kept": (C.c_int32, [C.c_void_p, C.c_uint32, C.c_uint32, C.POINTER(C.c_int32), C.c_uint32]),
     "restkv_abort_on_flag": (C.c_bool, [C.c_void_p]),
     "restkv_score": (C.c_int, [C.POINTER(ScoreArgs), C.POINTER(ScoreOut)]),
+    "restkv_score_on": (C.c_int, [C.POINTER(ScoreArgs), C.c_char_p, C.c_uint64, C.POINTER(ScoreOut)]),
     "restkv_select": (C.c_int, [C.c_void_p, C.c_uint32, C.c_uint32, C.c_void_p]),
     "restkv_compact": (C.c_int, [C.c_void_p, C.c_size_t, C.c_size_t, C.c_size_t, C.c_void_p, C.c_uint32]),
 }
@@ -302,6 +311,7 @@ def params_from(config: EvictConfig, *, budget: int, capacity: int, n_threads: i
         use_wo=config.use_wo and config.indicator == "reconstruction",
         use_norm=config.use_norm,
         use_ema=config.use_ema,
+        stages=STAGES[config.stages],
         n_threads=n_threads,
         seed=config.seed,
         indicator=INDICATOR[config.indicator],

@@ -13,7 +13,8 @@ class Eviction:
     position: of the next token when it happened, the guide excluded.
     guide: tokens of the question that scored and were dropped again (guided prefill), else 0.
     cells_before, cells_after: per layer and KV head.
-    layers: that evicted; layers_host: of these, scored through a copy on the host.
+    layers: that evicted; of these, layers_graph: scored and moved by graphs on the backend that holds their cache,
+    layers_host: scored through a copy on the host.
     rows: queries of the window that scored. bytes_moved: of K and V.
     """
 
@@ -23,6 +24,7 @@ class Eviction:
     cells_before: int
     cells_after: int
     layers: int
+    layers_graph: int
     layers_host: int
     rows: int
     threads: int
@@ -39,9 +41,11 @@ class Eviction:
 class Report:
     """State of an engine, and figures of its last turn (the last prompt and its answer).
 
-    Of the engine: model (file name), arch, method, prefill (as configured), backend (where evictions run), context
-    (positions), budget, reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes,
-    sums_bytes, positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once).
+    Of the engine: model (file name), arch, method, prefill (as configured), backend (where evictions run: "cpu-fused",
+    "graph (CUDA0)", "cpu-host-copy", or several with " + "), backend_reason (why layers that should run as graphs do
+    not, or None), context (positions), budget, reserve, capacity (physical cells), window, kv_bytes, ring_bytes,
+    table_bytes, wo_bytes, sums_bytes, positions and cells in use, n_evictions since loading, the last 256 evictions,
+    notices (each said once).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prompt_tokens, reused_tokens
     (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
@@ -68,6 +72,7 @@ class Report:
     cells: int
     n_evictions: int
     evictions: list[Eviction] = field(default_factory=list)
+    backend_reason: str | None = None
     prompt_tokens: int = 0
     reused_tokens: int = 0
     reevaluated: str | None = None

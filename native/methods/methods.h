@@ -49,3 +49,13 @@ void restkv_sum_attention(const restkv_view & view, const std::vector<float> & w
 // The indicators of ReST-KV's ablation that look at attention, not at the output. (attention.cpp)
 void restkv_score_attention(const restkv_view & view, const restkv_params & params, uint32_t drift_top,
                             restkv_scratch & scratch);
+
+// ---- of restkv, for every way to run it ----------------------------------------------------------
+
+// distance^tau, where tau acts.
+float restkv_distance_power(double distance, const restkv_params & params);
+
+// The score of a cell that takes most of the attention. a: its weight; rest: 1 - a, exact; others: [d] weighted sum of
+// all other values; v: [d] its value; wo: [d][d] upper factor or null; x: [d] of scratch.
+float restkv_score_top(double a, double rest, const double * others, const float * v, const float * wo, uint32_t d,
+                       const restkv_params & params, std::vector<double> & x);

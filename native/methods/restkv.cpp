@@ -7,16 +7,14 @@
 #include <cmath>
 #include <numeric>
 
-namespace {
-
-float power(double distance, const restkv_params & params) {
+float restkv_distance_power(double distance, const restkv_params & params) {
     return (float) (params.use_wo && params.tau != 1.0f ? std::pow(distance, (double) params.tau) : distance);
 }
 
 // The score of a cell that takes most of the attention: o - v_j would cancel, and a / (1 - a) overflow. With U the
 // weighted sum of all other values, o - v_j = rest (U / rest - v_j), which is exact for any rest.
-float score_top(double a, double rest, const double * others, const float * v, const float * wo, uint32_t d,
-                const restkv_params & params, std::vector<double> & x) {
+float restkv_score_top(double a, double rest, const double * others, const float * v, const float * wo, uint32_t d,
+                       const restkv_params & params, std::vector<double> & x) {
     constexpr double ODDS_MAX = 1e6;
     for (uint32_t k = 0; k < d; ++k) {
         x[k] = (rest > 0.0 ? others[k] / rest : 0.0) - v[k];
@@ -30,8 +28,10 @@ float score_top(double a, double rest, const double * others, const float * v, c
         squared += y * y;
     }
     const double least = std::max(rest, a / ODDS_MAX);  // keeps the odds finite; the product stays
-    return (float) (a / least * power(least * std::sqrt(squared), params));
+    return (float) (a / least * restkv_distance_power(least * std::sqrt(squared), params));
 }
+
+namespace {
 
 // "after": aggregate the rows first, then one distance per cell.
 //
@@ -132,7 +132,8 @@ void score_after(const restkv_view & view, const restkv_params & params, uint32_
         from += n;
     }
 
-    std::vector<float> o((size_t) view.group * d);
+    const std::vector<double> plain = obar;  // without any top cell
+    std::vector<float>        o((size_t) view.group * d);
     for (uint32_t h = 0; h < view.group; ++h) {
         for (uint32_t k = 0; k < d; ++k) {
             for (const after_sink::top_cell & top : sink.tops[h]) {
@@ -151,7 +152,8 @@ void score_after(const restkv_view & view, const restkv_params & params, uint32_
             kernels->distance2(wo, o.data() + (size_t) h * d, d, scratch.values.data(), scratch.panel_v, n, d2);
             for (uint32_t j = 0; j < n; ++j) {
                 const float distance = std::sqrt(d2[j]);
-                raw[j] = raw[j] / (1.0f - raw[j]) * (params.tau == 1.0f ? distance : power(distance, params));
+                raw[j]               = raw[j] / (1.0f - raw[j]) *
+                                       (params.tau == 1.0f ? distance : restkv_distance_power(distance, params));
             }
         }
         from += n;
@@ -162,10 +164,14 @@ void score_after(const restkv_view & view, const restkv_params & params, uint32_
         float *       raw = scratch.raw.data() + (size_t) h * scratch.n_pad;
         const float * wo  = view.wo ? view.wo + (size_t) h * d * d : nullptr;
         for (const after_sink::top_cell & top : sink.tops[h]) {
+            // summed anew: taken out of obar, what is left would cancel
             for (uint32_t k = 0; k < d; ++k) {
-                others[k] = obar[h * d + k] - top.a * top.v[k];
+                others[k] = plain[h * d + k];
+                for (const after_sink::top_cell & other : sink.tops[h]) {
+                    others[k] += other.cell == top.cell ? 0.0 : other.a * other.v[k];
+                }
             }
-            raw[top.cell] = score_top(top.a, top.rest, others.data(), top.v.data(), wo, d, params, x);
+            raw[top.cell] = restkv_score_top(top.a, top.rest, others.data(), top.v.data(), wo, d, params, x);
         }
     }
 
@@ -226,7 +232,7 @@ public:
             from += n;
         }
         if (r.top < n_all) {
-            raw[r.top] += e * score_top(a_top, r.rest, others.data(), v_top.data(), wo, d, params, x);
+            raw[r.top] += e * restkv_score_top(a_top, r.rest, others.data(), v_top.data(), wo, d, params, x);
         }
 
         // the caller counts this call as part of attend

@@ -109,9 +109,12 @@ static void check_kept(session & s, const restkv_stats & stats, llama_model * mo
     CHECK(n_seen > 0);
 }
 
-static void test_text(llama_model * model, const char * path, const char * method, ggml_type type) {
-    session s;
-    open(s, model, path, settings(method), type);
+static void test_text(llama_model * model, const char * path, const char * method, ggml_type type,
+                      restkv_stages stages = RESTKV_STAGES_AUTO) {
+    session       s;
+    restkv_params params = settings(method);
+    params.stages        = (uint8_t) stages;
+    open(s, model, path, params, type);
     CHECK(s.ctx != nullptr);
     if (!s.ctx) {
         fprintf(stderr, "%s\n", restkv_last_error());
@@ -165,6 +168,8 @@ static void test_text(llama_model * model, const char * path, const char * metho
     restkv_event events[4];
     CHECK(restkv_get_events(s.ctx, events, 4) == 4);
     CHECK(events[3].n_kept == stats.budget);
+    CHECK((events[3].n_layer_graph > 0) == (stages == RESTKV_STAGES_GRAPH));
+    CHECK((events[3].n_layer_host > 0) == (stages == RESTKV_STAGES_HOST));
 }
 
 // Going back is exact or refused: a sliding window that has been overwritten does not come back.
@@ -347,6 +352,10 @@ int main(int argc, char ** argv) {
             }
         }
         test_text(model, argv[i], "restkv", GGML_TYPE_Q8_0);
+        test_text(model, argv[i], "restkv", GGML_TYPE_F16, RESTKV_STAGES_GRAPH);
+        test_text(model, argv[i], "snapkv", GGML_TYPE_Q8_0, RESTKV_STAGES_GRAPH);
+        test_text(model, argv[i], "random", GGML_TYPE_F16, RESTKV_STAGES_GRAPH);
+        test_text(model, argv[i], "restkv", GGML_TYPE_F16, RESTKV_STAGES_HOST);
         test_rollback(model, argv[i]);
         for (const char * method : { "restkv", "h2o", "lacache" }) {  // those with more or less to save
             if (has_rungs(model, argv[i], method)) {

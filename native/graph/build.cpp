@@ -1,0 +1,222 @@
+#include "build.h"
+
+#include <algorithm>
+
+// Halvings of the interval in which the drift's threshold lies.
+static constexpr int ROUNDS = 22;
+
+// Cells per pass, of n, when each takes `width` floats.
+static uint32_t panel(size_t tile_floats, size_t width, uint32_t n) {
+    return (uint32_t) std::clamp<size_t>(tile_floats / width, 1, std::max(n, 1u));
+}
+
+size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_graph_layer & layer,
+                                   const restkv_graph_cells & cells, const restkv_graph::tile & tile) {
+    const auto     passes = [](size_t n, size_t step) { return (n + step - 1) / step; };
+    const size_t   floats = graph.most.tile_floats;
+    const size_t   width  = (size_t) layer.d_v * (layer.n_head / layer.n_head_kv) * tile.n_heads;
+    const uint32_t N      = cells.n_cells;
+    const size_t   keys   = passes(N, panel(floats, (size_t) layer.d_k * tile.n_heads, N)) + 2;
+    const size_t   values = passes(N, panel(floats, width, N));
+    const size_t   blocks = passes(cells.n_rows, tile.n_rows);
+    const size_t   drift  = cells.drift_top > 0 ? ROUNDS * 14 + 32 : 0;
+    return blocks * (10 * keys + drift + 64) + 20 * values + 64;
+}
+
+restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx,
+                                           const restkv_graph_layer & layer, const restkv_graph_cells & cells,
+                                           const restkv_graph::tile & tile) :
+    gf(ggml_new_graph_custom(ctx, NODES_MAX, false)),
+    graph(graph),
+    ctx(ctx),
+    layer(layer),
+    cells(cells),
+    tile(tile),
+    g(layer.n_head / layer.n_head_kv),
+    T(tile.n_heads) {
+    ggml_tensor * abar = nullptr;
+    for (uint32_t from = 0; from < cells.n_rows; from += tile.n_rows) {
+        const uint32_t n = std::min(tile.n_rows, cells.n_rows - from);
+        ggml_tensor *  a = attention(from, n);
+        if (cells.drift_top > 0) {
+            out.drift.push_back(drift(a));
+            give(out.drift.back());
+        }
+        if (cells.weights) {
+            ggml_tensor * e = ggml_view_2d(ctx, graph.weights, 1, n, sizeof(float), from * sizeof(float));
+            a               = ggml_mul(ctx, a, e);
+        }
+        a    = sum_rows_of_window(a);
+        abar = abar ? ggml_add(ctx, abar, a) : a;
+        ggml_build_forward_expand(gf, abar);
+    }
+    out.abar = ggml_reshape_3d(ctx, abar, abar->ne[0], g, T);
+    give(out.abar);
+    if (graph.kind == RESTKV_GRAPH_OUTPUT) {
+        distances(out.abar);
+    }
+}
+
+void restkv_graph_builder::give(ggml_tensor * t) {
+    ggml_set_output(t->view_src ? t->view_src : t);
+    ggml_set_output(t);
+    ggml_build_forward_expand(gf, t);
+}
+
+// Full precision wherever a backend has a choice.
+ggml_tensor * restkv_graph_builder::product(ggml_tensor * a, ggml_tensor * b) const {
+    ggml_tensor * y = ggml_mul_mat(ctx, a, b);
+    ggml_prec_set_acc(y, GGML_PREC_F32);
+    ggml_prec_set_src(y, GGML_PREC_F32, 1);
+    return y;
+}
+
+ggml_tensor * restkv_graph_builder::queries(uint32_t from, uint32_t n) const {
+    const size_t  d     = layer.d_k * sizeof(float);
+    ggml_tensor * slots = ggml_view_1d(ctx, graph.slots, n, from * sizeof(int32_t));
+    ggml_tensor * rows  = ggml_get_rows(ctx, layer.ring, slots);  // [n_head d_k, n]
+    ggml_tensor * q     = ggml_view_4d(ctx, rows, layer.d_k, n, g, T, layer.n_head * d, d, g * d, tile.head * g * d);
+    q                   = ggml_scale(ctx, ggml_cont(ctx, q), layer.kq_scale);
+    return ggml_reshape_3d(ctx, q, layer.d_k, n * g, T);
+}
+
+ggml_tensor * restkv_graph_builder::rows_of(ggml_tensor * cache, uint32_t d, uint32_t from, uint32_t n) const {
+    const size_t  head = ggml_row_size(cache->type, d);
+    ggml_tensor * x    = ggml_view_3d(ctx, cache, d, n, T, cache->nb[1], head, from * cache->nb[1] + tile.head * head);
+    return cache->type == GGML_TYPE_F32 ? ggml_cont(ctx, x) : ggml_cast(ctx, x, GGML_TYPE_F32);
+}
+
+// The model's own attention, sinks as a last column. Only the newest cells can lie behind a row: they are masked apart.
+ggml_tensor * restkv_graph_builder::attention(uint32_t from, uint32_t n) const {
+    const uint32_t             n_open = (uint32_t) cells.n_visible[0];
+    const uint32_t             n_tail = cells.n_cells - n_open;
+    ggml_tensor *              q      = queries(from, n);
+    std::vector<ggml_tensor *> parts;
+    const auto                 add = [&](uint32_t j, uint32_t n_cells, bool masked) {
+        ggml_tensor * z = product(rows_of(layer.k, layer.d_k, j, n_cells), q);
+        z               = ggml_reshape_4d(ctx, z, n_cells, n, g, T);
+        if (layer.softcap > 0.0f) {
+            z = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, z, 1.0f / layer.softcap)), layer.softcap);
+        }
+        if (masked) {
+            const size_t row = n_tail * sizeof(float);
+            z                = ggml_add(ctx, z, ggml_view_2d(ctx, graph.mask, n_tail, n, row, from * row));
+        }
+        ggml_build_forward_expand(gf, z);
+        parts.push_back(z);
+    };
+    const uint32_t step = panel(graph.most.tile_floats, (size_t) layer.d_k * T, n_open);
+    for (uint32_t j = 0; j < n_open; j += step) {
+        add(j, std::min(step, n_open - j), false);
+    }
+    if (n_tail > 0) {
+        add(n_open, n_tail, true);
+    }
+    if (layer.sinks) {
+        const size_t  size = sizeof(float);
+        ggml_tensor * s    = ggml_view_4d(ctx, graph.sinks, 1, 1, g, T, size, size, g * size, tile.head * g * size);
+        parts.push_back(ggml_repeat_4d(ctx, s, 1, n, g, T));
+    }
+    ggml_tensor * z = parts.back();
+    for (size_t i = parts.size() - 1; i > 0; --i) {
+        z = ggml_concat(ctx, parts[i - 1], z, 0);
+    }
+    return ggml_soft_max(ctx, z);
+}
+
+// By halves: a few adds, and their rounding does not pile up.
+ggml_tensor * restkv_graph_builder::sum_rows_of_window(ggml_tensor * a) const {
+    const auto rows = [&](uint32_t from, uint32_t n) {
+        return ggml_view_4d(ctx, a, a->ne[0], n, g, T, a->nb[1], a->nb[2], a->nb[3], from * a->nb[1]);
+    };
+    std::vector<ggml_tensor *> odd;
+    for (uint32_t n = (uint32_t) a->ne[1]; n > 1; n /= 2) {
+        if (n % 2) {
+            odd.push_back(rows(n - 1, 1));
+        }
+        a = ggml_add(ctx, rows(0, n / 2), rows(n / 2, n / 2));
+    }
+    for (ggml_tensor * row : odd) {
+        a = ggml_add(ctx, a, row);
+    }
+    return a->ne[1] == 1 && ggml_is_contiguous(a) ? a : ggml_cont(ctx, a);
+}
+
+// obar[k] = sum_j abar_j v_j[k], the dominant cell apart; then || R (obar - v_j) ||^2, a panel of cells at a time. The
+// square is never expanded, which would cancel.
+void restkv_graph_builder::distances(ggml_tensor * abar) {
+    const uint32_t L = cells.n_past, d = layer.d_v;
+    ggml_tensor *  w = ggml_cont(ctx, ggml_view_3d(ctx, abar, L, g, T, abar->nb[1], abar->nb[2], 0));
+
+    // 1 where the weight is above DOMINANT, else 0
+    constexpr float STEEP = 1e30f;
+    ggml_tensor * is_top  = ggml_clamp(ctx, ggml_scale_bias(ctx, w, STEEP, -STEEP * RESTKV_GRAPH_DOMINANT), 0.0f, 1.0f);
+    ggml_tensor * top     = ggml_mul(ctx, w, is_top);
+    w                     = ggml_concat(ctx, ggml_sub(ctx, w, top), top, 1);  // [L, 2 g, T]
+
+    const uint32_t step = panel(graph.most.tile_floats, (size_t) d * g * T, L);
+    for (uint32_t j = 0; j < L; j += step) {
+        const uint32_t n = std::min(step, L - j);
+        ggml_tensor *  v = ggml_cont(ctx, ggml_transpose(ctx, rows_of(layer.v, d, j, n)));  // [n, d, T]
+        ggml_tensor *  part =
+            n == L ? w : ggml_cont(ctx, ggml_view_3d(ctx, w, n, 2 * g, T, w->nb[1], w->nb[2], j * w->nb[0]));
+        ggml_tensor * sum = product(v, part);  // [d, 2 g, T]
+        out.values        = out.values ? ggml_add(ctx, out.values, sum) : sum;
+        ggml_build_forward_expand(gf, out.values);
+    }
+    give(out.values);
+
+    const auto half = [&](uint32_t i) {
+        ggml_tensor * x = out.values;
+        return ggml_cont(ctx, ggml_view_3d(ctx, x, d, g, T, x->nb[1], x->nb[2], i * g * x->nb[1]));
+    };
+    ggml_tensor * o = ggml_reshape_4d(ctx, ggml_add(ctx, half(0), half(1)), d, 1, g, T);
+    ggml_tensor * R = nullptr;
+    if (layer.wo) {
+        const size_t head = layer.wo->nb[2];
+        R = ggml_view_4d(ctx, layer.wo, d, d, g, T, layer.wo->nb[1], head, g * head, tile.head * g * head);
+    }
+    for (uint32_t j = 0; j < L; j += step) {
+        const uint32_t n = std::min(step, L - j);
+        ggml_tensor *  x = ggml_reshape_4d(ctx, rows_of(layer.v, d, j, n), d, n, 1, T);
+        x                = ggml_sub(ctx, g > 1 ? ggml_repeat_4d(ctx, x, d, n, g, T) : x, o);
+        x                = R ? product(R, x) : x;
+        x                = ggml_sum_rows(ctx, ggml_sqr(ctx, x));  // [1, n, g, T]
+        out.distances.push_back(ggml_reshape_3d(ctx, x, n, g, T));
+        give(out.distances.back());
+    }
+}
+
+// Where the drift_top largest weights of a row lie, without a sort: halve an interval of log weights until next to no
+// cell is in it (87 / 2^22 = 2e-5). Returns per row: cells above its upper end, the sum of their positions, and the same for its lower end.
+ggml_tensor * restkv_graph_builder::drift(ggml_tensor * a) const {
+    constexpr float LOWEST = -87.0f;  // log of the smallest normal float: smaller weights count as none
+
+    const uint32_t n = (uint32_t) a->ne[1];
+    ggml_tensor *  p = ggml_view_4d(ctx, a, cells.n_cells, n, g, T, a->nb[1], a->nb[2], a->nb[3], 0);  // no sinks
+
+    const auto above = [&](ggml_tensor * log_weight) {
+        return ggml_step(ctx, ggml_sub(ctx, p, ggml_exp(ctx, log_weight)));
+    };
+    ggml_tensor * one = ggml_cont(ctx, ggml_view_4d(ctx, a, 1, n, g, T, a->nb[1], a->nb[2], a->nb[3], 0));
+    ggml_tensor * lo  = ggml_scale_bias(ctx, one, 0.0f, LOWEST);
+    ggml_tensor * hi  = ggml_scale_bias(ctx, one, 0.0f, 0.0f);
+    for (int i = 0; i < ROUNDS; ++i) {
+        ggml_tensor * mid   = ggml_scale(ctx, ggml_add(ctx, lo, hi), 0.5f);
+        ggml_tensor * count = ggml_sum_rows(ctx, above(mid));
+        // 1 when enough cells lie above the middle: the lower end rises, else the upper one falls
+        ggml_tensor * up    = ggml_step(ctx, ggml_scale_bias(ctx, count, 1.0f, 0.5f - (float) cells.drift_top));
+        lo                  = ggml_add(ctx, lo, ggml_mul(ctx, up, ggml_sub(ctx, mid, lo)));
+        hi                  = ggml_add(ctx, mid, ggml_mul(ctx, up, ggml_sub(ctx, hi, mid)));
+    }
+    const size_t  row = cells.n_cells * sizeof(float);
+    ggml_tensor * pos = ggml_view_4d(ctx, graph.pos, cells.n_cells, 1, 1, T, row, row, row, tile.head * row);
+    ggml_tensor * out = nullptr;
+    for (ggml_tensor * end : { hi, lo }) {
+        ggml_tensor * is = above(end);
+        for (ggml_tensor * x : { ggml_sum_rows(ctx, is), ggml_sum_rows(ctx, ggml_mul(ctx, is, pos)) }) {
+            out = out ? ggml_concat(ctx, out, x, 0) : x;
+        }
+    }
+    return out;
+}

@@ -1,0 +1,271 @@
+#include "graph.h"
+
+#include "build.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+// 32 MiB: a few such tensors are alive at a time. The rows of 32 heads and 6144 cells are one tile.
+static constexpr size_t TILE_FLOATS = 8 * 1024 * 1024;
+
+static ggml_backend_buffer_ptr allocate(ggml_context * ctx, ggml_backend_buffer_type_t buft, const char * what) {
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft));
+    if (!buffer) {
+        throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft) + " for " + what);
+    }
+    return buffer;
+}
+
+restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
+                           const sizes & most, const std::vector<restkv_graph_layer> & layers) :
+    device(device),
+    buft(buft),
+    params(params),
+    kind(restkv_graph_kind_of(params)),
+    most{ most.n_cells, most.n_rows, most.n_kept, most.tile_floats > 0 ? most.tile_floats : TILE_FLOATS },
+    inputs_ctx(ggml_init({ 8 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true })),
+    memory_score(ggml_gallocr_new(buft)),
+    memory_move(ggml_gallocr_new(buft)) {
+    uint32_t n_head = 1, n_head_kv = 1;
+    for (const restkv_graph_layer & layer : layers) {
+        n_head    = std::max(n_head, layer.n_head);
+        n_head_kv = std::max(n_head_kv, layer.n_head_kv);
+    }
+    const int64_t  rows = most.n_rows;
+    ggml_context * ctx  = inputs_ctx.get();
+    slots               = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, rows);
+    weights             = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows);
+    mask                = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows * rows);
+    sinks               = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head);
+    pos                 = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_head_kv * most.n_cells);
+    kept                = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) n_head_kv * most.n_kept);
+    inputs              = allocate(ctx, buft, "the inputs of an eviction");
+}
+
+ggml_tensor * restkv_graph::keep_factors(const float * data, uint32_t d_v, uint32_t n_head) {
+    ggml_context_ptr        ctx(ggml_init({ 2 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
+    ggml_tensor *           wo     = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, d_v, d_v, n_head);
+    ggml_backend_buffer_ptr buffer = allocate(ctx.get(), buft, "the factors of W_o");
+    ggml_backend_tensor_set(wo, data, 0, ggml_nbytes(wo));
+    factors.emplace_back(std::move(ctx), std::move(buffer));
+    return wo;
+}
+
+ggml_context_ptr restkv_graph::new_context() const {
+    constexpr size_t N = restkv_graph_builder::NODES_MAX;
+    return ggml_context_ptr(ggml_init({ N * ggml_tensor_overhead() + ggml_graph_overhead_custom(N, false), nullptr,
+                                        /*no_alloc =*/true }));
+}
+
+// As many KV heads at a time as fit; of a single one that does not fit, as many rows of the window.
+restkv_graph::tile restkv_graph::tile_of(const restkv_graph_layer & layer, uint32_t n_cols, uint32_t n_rows) const {
+    const size_t row = (size_t) n_cols * (layer.n_head / layer.n_head_kv);
+    tile         t   = {};
+    t.n_heads        = (uint32_t) std::clamp<size_t>(most.tile_floats / (row * n_rows), 1, layer.n_head_kv);
+    t.n_rows         = t.n_heads > 1 ? n_rows : (uint32_t) std::clamp<size_t>(most.tile_floats / row, 1, n_rows);
+    return t;
+}
+
+void restkv_graph::run(ggml_gallocr_t memory, ggml_cgraph * gf) {
+    if (!ggml_gallocr_alloc_graph(memory, gf)) {
+        throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft));
+    }
+    if (ggml_backend_graph_compute(backend, gf) != GGML_STATUS_SUCCESS) {
+        throw std::runtime_error(std::string(ggml_backend_name(backend)) + " failed");
+    }
+}
+
+void restkv_graph::read(const restkv_graph_layer & layer, const tile & t, const outputs & from,
+                        restkv_graph_scores & out) {
+    const uint32_t g    = layer.n_head / layer.n_head_kv;
+    const size_t   head = (size_t) t.head * g;     // first query head
+    const size_t   n    = (size_t) t.n_heads * g;  // query heads
+
+    ggml_backend_tensor_get(from.abar, out.abar.data() + head * out.n_cols, 0, ggml_nbytes(from.abar));
+
+    // [.., g, T] in pieces: each row of a piece goes to its head
+    const auto scatter = [&](const ggml_tensor * piece, size_t width, float * to, size_t stride) {
+        const size_t bytes = ggml_nbytes(piece);
+        staging.resize(std::max(staging.size(), bytes));
+        ggml_backend_tensor_get(piece, staging.data(), 0, bytes);
+        for (size_t h = 0; h < n; ++h) {
+            const float * src = (const float *) staging.data() + h * width;
+            std::copy(src, src + width, to + (head + h) * stride);
+        }
+    };
+    size_t cell = 0;
+    for (const ggml_tensor * piece : from.distances) {
+        scatter(piece, piece->ne[0], out.distance2.data() + cell, out.n_past);
+        cell += piece->ne[0];
+    }
+    size_t row = 0;
+    for (const ggml_tensor * piece : from.drift) {
+        scatter(piece, 4 * piece->ne[1], out.drift.data() + row * 4, (size_t) out.n_rows * 4);
+        row += piece->ne[1];
+    }
+    if (from.values) {
+        const size_t d = layer.d_v;
+        for (uint32_t hk = 0; hk < t.n_heads; ++hk) {
+            const size_t bytes = g * d * sizeof(float);
+            const size_t to    = (head + (size_t) hk * g) * d;
+            ggml_backend_tensor_get(from.values, out.others.data() + to, 2 * hk * bytes, bytes);
+            ggml_backend_tensor_get(from.values, out.dominant.data() + to, (2 * hk + 1) * bytes, bytes);
+        }
+    }
+}
+
+void restkv_graph::score(const restkv_graph_layer & layer, const restkv_graph_cells & cells,
+                         restkv_graph_scores & out) {
+    const uint32_t n_cols = cells.n_cells + (layer.sinks ? 1 : 0);
+    const uint32_t n_tail = cells.n_cells - (uint32_t) cells.n_visible[0];
+
+    ggml_backend_tensor_set(slots, cells.row_slots, 0, cells.n_rows * sizeof(int32_t));
+    if (cells.weights) {
+        ggml_backend_tensor_set(weights, cells.weights, 0, cells.n_rows * sizeof(float));
+    }
+    std::vector<float> host((size_t) cells.n_rows * n_tail);
+    for (uint32_t i = 0; i < cells.n_rows; ++i) {
+        for (uint32_t j = 0; j < n_tail; ++j) {
+            host[(size_t) i * n_tail + j] = cells.n_visible[0] + (int32_t) j < cells.n_visible[i] ? 0.0f : -INFINITY;
+        }
+    }
+    if (!host.empty()) {
+        ggml_backend_tensor_set(mask, host.data(), 0, host.size() * sizeof(float));
+    }
+    if (layer.sinks) {
+        ggml_backend_tensor_set(sinks, layer.sinks, 0, layer.n_head * sizeof(float));
+    }
+    if (cells.drift_top > 0) {
+        host.resize((size_t) layer.n_head_kv * cells.n_cells);
+        for (size_t i = 0; i < host.size(); ++i) {
+            host[i] = (float) (cells.pos[i] - cells.pos[i / cells.n_cells * cells.n_cells]);
+        }
+        ggml_backend_tensor_set(pos, host.data(), 0, host.size() * sizeof(float));
+    }
+
+    const bool distances = kind == RESTKV_GRAPH_OUTPUT;
+    out.n_cols           = n_cols;
+    out.n_past           = cells.n_past;
+    out.n_rows           = cells.n_rows;
+    out.n_drift          = cells.drift_top;
+    out.abar.resize((size_t) layer.n_head * n_cols);
+    out.distance2.resize(distances ? (size_t) layer.n_head * cells.n_past : 0);
+    out.others.resize(distances ? (size_t) layer.n_head * layer.d_v : 0);
+    out.dominant.resize(out.others.size());
+    out.drift.resize(cells.drift_top > 0 ? (size_t) layer.n_head * cells.n_rows * 4 : 0);
+
+    tile t = tile_of(layer, n_cols, cells.n_rows);
+    for (const uint32_t step = t.n_heads; t.head < layer.n_head_kv; t.head += step) {
+        t.n_heads                      = std::min(step, layer.n_head_kv - t.head);
+        const ggml_context_ptr     ctx = new_context();
+        const restkv_graph_builder built(*this, ctx.get(), layer, cells, t);
+        run(memory_score.get(), built.gf);
+        read(layer, t, built.out, out);
+    }
+}
+
+void restkv_graph::move(const restkv_graph_layer & layer, const int32_t * cells, uint32_t n_kept) {
+    uint32_t first = n_kept;  // cells that are in place in every head
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        uint32_t i = 0;
+        while (i < first && cells[(size_t) h * n_kept + i] == (int32_t) i) {
+            ++i;
+        }
+        first = i;
+    }
+    if (first == n_kept) {
+        return;
+    }
+    ggml_backend_tensor_set(kept, cells, 0, (size_t) layer.n_head_kv * n_kept * sizeof(int32_t));
+    const ggml_context_ptr ctx = new_context();
+    run(memory_move.get(), build_moves(ctx.get(), layer, n_kept, first));
+}
+
+// The largest eviction of a layer, with everything that a device may have to do.
+struct worst_case {
+    restkv_graph_layer   layer;
+    restkv_graph_cells   cells;
+    std::vector<int32_t> n_visible;
+    std::vector<float>   ones;
+};
+
+static void fill(worst_case & w, const restkv_graph_layer & layer, const restkv_params & params,
+                 const restkv_graph::sizes & most) {
+    const bool drifts = params.pooling == RESTKV_POOLING_ADAPTIVE;
+    w.ones.assign(std::max(layer.n_head, most.n_rows), 1.0f);
+    for (uint32_t i = 0; i < most.n_rows; ++i) {
+        w.n_visible.push_back((int32_t) (most.n_cells - most.n_rows + 1 + i));
+    }
+    w.layer           = layer;
+    w.layer.sinks     = w.ones.data();
+    w.cells.n_cells   = most.n_cells;
+    w.cells.n_past    = most.n_cells - most.n_rows;
+    w.cells.n_rows    = most.n_rows;
+    w.cells.weights   = w.ones.data();
+    w.cells.n_visible = w.n_visible.data();
+    w.cells.drift_top = drifts ? std::min(most.n_kept, w.cells.n_past) : 0;
+}
+
+std::string restkv_graph::missing(const restkv_graph_layer & layer) const {
+    const auto ask = [&](ggml_cgraph * gf) -> std::string {
+        for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+            const ggml_tensor * node = ggml_graph_node(gf, i);
+            if (!ggml_backend_dev_supports_op(device, node)) {
+                const ggml_tensor * src = node->src[0];
+                return std::string(ggml_op_desc(node)) + (src ? std::string(" of ") + ggml_type_name(src->type) : "");
+            }
+        }
+        return "";
+    };
+    for (const auto & [cache, d] : { std::pair(layer.k, layer.d_k), std::pair(layer.v, layer.d_v) }) {
+        if (ggml_row_size(cache->type, d) % sizeof(float) != 0) {
+            return std::string("rows of ") + std::to_string(d) + " values of " + ggml_type_name(cache->type) +
+                   ", which are no whole words,";
+        }
+    }
+    const ggml_context_ptr moves  = new_context();
+    std::string            lacked = ask(build_moves(moves.get(), layer, most.n_kept, 0));
+    if (lacked.empty() && kind != RESTKV_GRAPH_MOVES) {
+        worst_case w;
+        fill(w, layer, params, most);
+        const tile t = tile_of(layer, most.n_cells + 1, most.n_rows);
+        if (restkv_graph_builder::nodes(*this, w.layer, w.cells, t) > restkv_graph_builder::NODES_MAX) {
+            return "a graph for " + std::to_string(most.n_cells) + " cells and a window of " +
+                   std::to_string(most.n_rows);
+        }
+        const ggml_context_ptr     scoring = new_context();
+        const restkv_graph_builder built(*this, scoring.get(), w.layer, w.cells, t);
+        lacked = ask(built.gf);
+    }
+    return lacked;
+}
+
+void restkv_graph::reserve(const restkv_graph_layer & layer) {
+    bool done;
+    {
+        const ggml_context_ptr ctx = new_context();
+        done = ggml_gallocr_reserve(memory_move.get(), build_moves(ctx.get(), layer, most.n_kept, 0));
+    }
+    if (done && kind != RESTKV_GRAPH_MOVES) {
+        worst_case w;
+        fill(w, layer, params, most);
+        const ggml_context_ptr     ctx = new_context();
+        const restkv_graph_builder built(*this, ctx.get(), w.layer, w.cells,
+                                         tile_of(layer, most.n_cells + 1, most.n_rows));
+        done = ggml_gallocr_reserve(memory_score.get(), built.gf);
+    }
+    if (!done) {
+        throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft) +
+                                 " for an eviction");
+    }
+}
+
+size_t restkv_graph::bytes() const {
+    size_t n = ggml_backend_buffer_get_size(inputs.get()) + ggml_gallocr_get_buffer_size(memory_score.get(), 0) +
+               ggml_gallocr_get_buffer_size(memory_move.get(), 0);
+    for (const auto & [ctx, buffer] : factors) {
+        n += ggml_backend_buffer_get_size(buffer.get());
+    }
+    return n;
+}

@@ -1,0 +1,153 @@
+// The stages as ggml graphs, run by the backend that holds the cache. Made of ops that every backend has:
+//
+//   attend, score   a graph per group of KV heads; a few floats per query head and cell come back to the host
+//   smooth, select  on the host, the same code as everywhere
+//   compact         a graph per layer that moves the rows as raw bytes
+//
+// K and V never leave the device. Nothing here knows llama.cpp's cache: it works on tensors of one buffer type.
+
+#pragma once
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "ggml.h"
+#include "stages.h"
+
+#include <string>
+#include <vector>
+
+// Which part of a method has a graph.
+enum restkv_graph_kind {
+    RESTKV_GRAPH_NONE,       // none: another way must be taken
+    RESTKV_GRAPH_MOVES,      // scores need positions alone; the rows move on the device
+    RESTKV_GRAPH_ATTENTION,  // attention of the window
+    RESTKV_GRAPH_OUTPUT,     // and each cell's distance to the output
+};
+
+restkv_graph_kind restkv_graph_kind_of(const restkv_params & params);
+
+// One layer's cache, all tensors in the same buffer type. Row of k: [n_head_kv][d_k]; of v: [n_head_kv][d_v].
+struct restkv_graph_layer {
+    ggml_tensor * k    = nullptr;  // [n_head_kv * d_k, cells]
+    ggml_tensor * v    = nullptr;  // [n_head_kv * d_v, cells]
+    ggml_tensor * ring = nullptr;  // F32 [n_head * d_k, slots], or null: no queries
+    ggml_tensor * wo   = nullptr;  // F32 [d_v, d_v, n_head] upper factors, or null: identity
+
+    uint32_t n_head    = 0;
+    uint32_t n_head_kv = 0;
+    uint32_t d_k       = 0;
+    uint32_t d_v       = 0;
+
+    float         kq_scale = 1.0f;
+    float         softcap  = 0.0f;     // 0: none
+    const float * sinks    = nullptr;  // [n_head] on the host, or null
+};
+
+// What the layers of one eviction share.
+struct restkv_graph_cells {
+    uint32_t n_cells = 0;                 // N
+    uint32_t n_past  = 0;                 // L
+
+    const int32_t * row_slots = nullptr;  // [n_rows] rows of the ring, oldest first
+    uint32_t        n_rows    = 0;
+    const float *   weights   = nullptr;  // [n_rows], or null: a plain sum
+    const int32_t * n_visible = nullptr;  // [n_rows] ascending: a row sees the first cells, all but the newest
+
+    uint32_t        drift_top = 0;        // cells per row that the drift is measured over; 0: none
+    const int32_t * pos       = nullptr;  // [n_head_kv][N] positions, for the drift
+};
+
+// What comes back of one layer.
+struct restkv_graph_scores {
+    uint32_t n_cols  = 0;  // N, and one more column where the model has attention sinks
+    uint32_t n_past  = 0;
+    uint32_t n_rows  = 0;
+    uint32_t n_drift = 0;          // drift_top
+
+    std::vector<float> abar;       // [n_head][n_cols] attention, aggregated over the rows
+    std::vector<float> distance2;  // [n_head][n_past] squared distance to the output
+    std::vector<float> others;     // [n_head][d_v] weighted sum of the values, cells of weight above DOMINANT left out
+    std::vector<float> dominant;   // [n_head][d_v] the weighted value of that cell
+    std::vector<float> drift;      // [n_head][n_rows][4] see restkv_graph_drift()
+};
+
+// A cell whose aggregated weight is above this takes most of the attention: o - v_j cancels, and it is scored on the
+// host. There is at most one per query head.
+constexpr float RESTKV_GRAPH_DOMINANT = 0.75f;
+
+// Raw scores of query head h, n_past of them. wo: its factor on the host, or null.
+void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params, uint32_t h, uint32_t d_v,
+                      const float * wo, float * raw);
+
+// The drift t of query head h, in positions.
+double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h);
+
+// One device: its work memory, and the graphs.
+class restkv_graph {
+public:
+    struct sizes {
+        uint32_t n_cells;      // most cells
+        uint32_t n_rows;       // most rows of the window
+        uint32_t n_kept;       // most cells that survive
+        size_t   tile_floats;  // largest intermediate tensor; 0: the default
+    };
+
+    // Throws std::runtime_error when the device has no memory for the inputs.
+    restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
+                 const sizes & most, const std::vector<restkv_graph_layer> & layers);
+
+    const ggml_backend_dev_t device;
+
+    // Keep the factors of a layer on the device. data: [n_head][d_v][d_v]. Throws std::runtime_error.
+    ggml_tensor * keep_factors(const float * data, uint32_t d_v, uint32_t n_head);
+
+    // The first thing that the device cannot do for this layer, or "". Sinks and drift are asked for as if present.
+    std::string missing(const restkv_graph_layer & layer) const;
+
+    // Reserve work memory for the largest eviction of this layer. Throws std::runtime_error.
+    void reserve(const restkv_graph_layer & layer);
+
+    // The backend that runs the graphs, of this device; for as long as it lives. Null: none.
+    void bind(ggml_backend_t backend) { this->backend = backend; }
+    bool bound() const { return backend != nullptr; }
+
+    // Both throw std::runtime_error when the backend fails.
+    void score(const restkv_graph_layer & layer, const restkv_graph_cells & cells, restkv_graph_scores & out);
+    void move(const restkv_graph_layer & layer, const int32_t * kept, uint32_t n_kept);  // kept: [n_head_kv][n_kept]
+
+    size_t bytes() const;  // on the device: inputs, factors, work memory
+
+private:
+    friend class restkv_graph_builder;
+
+    struct tile;
+    struct outputs;
+
+    tile             tile_of(const restkv_graph_layer & layer, uint32_t n_cols, uint32_t n_rows) const;
+    ggml_context_ptr new_context() const;
+    void             run(ggml_gallocr_t memory, ggml_cgraph * gf);
+    void read(const restkv_graph_layer & layer, const tile & t, const outputs & from, restkv_graph_scores & out);
+    ggml_cgraph * build_moves(ggml_context * ctx, const restkv_graph_layer & layer, uint32_t n_kept,
+                              uint32_t first) const;
+
+    const ggml_backend_buffer_type_t buft;
+    const restkv_params &            params;
+    const restkv_graph_kind          kind;
+    const sizes                      most;
+    ggml_backend_t                   backend = nullptr;
+
+    ggml_context_ptr        inputs_ctx;
+    ggml_backend_buffer_ptr inputs;
+    ggml_tensor *           slots;    // I32 [n_rows]
+    ggml_tensor *           weights;  // F32 [n_rows]
+    ggml_tensor *           mask;     // F32 [n_rows * n_rows] of the newest cells
+    ggml_tensor *           sinks;    // F32 [n_head]
+    ggml_tensor *           pos;      // F32 [n_head_kv * n_cells], the first position of each head is 0
+    ggml_tensor *           kept;     // I32 [n_head_kv * n_kept]
+
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> factors;
+
+    ggml_gallocr_ptr     memory_score;
+    ggml_gallocr_ptr     memory_move;
+    std::vector<uint8_t> staging;  // on the host
+};

@@ -1,0 +1,267 @@
+"""The stages as ggml graphs on the CPU: published scores, and the sets and tokens of the fused stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import models
+from evicting import Evicting
+from restkv_local import Engine, kernels, native
+from restkv_local.config import EvictConfig
+from restkv_local.errors import ConfigError, ModelError
+from restkv_local.reference.inputs import prepare
+from score_cases import assert_same_sets, assert_scores_close, gapped_positions, random_arrays
+from stock import llama_module
+from test_golden import CASES, load, tolerance
+
+BUDGET, CAPACITY, CHUNK = 160, 384, 96
+# Methods and options that have a graph.
+SCORED = [
+    case
+    for case in CASES
+    if case["params"]["method"] in ("restkv", "snapkv") and case["params"].get("metric_mode") != "before"
+]
+# Each with another attention: plain, norms of queries and keys, soft-cap, sliding window, one matrix for all, sinks.
+FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-oss")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _library() -> None:
+    llama_module()
+
+
+def arrays_of(case: dict[str, Any], data: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return [data[name].astype(np.float32) for name in ("q", "k", "v", "wo")]
+
+
+# ---- scores ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [case["name"] for case in SCORED if not case.get("saturated")])
+def test_golden(name: str) -> None:
+    case = next(case for case in SCORED if case["name"] == name)
+    data = load(case)
+    raw, smoothed, indices, kernel_sizes, shifts = kernels.score(
+        *arrays_of(case, data), backend="graph:CPU", **case["params"]
+    )
+    if "raw" in data:
+        assert_scores_close(raw, data["raw"], tolerance(case))
+        assert_scores_close(smoothed, data["smoothed"], tolerance(case))
+    heads = len(data["q"])
+    np.testing.assert_array_equal(kernel_sizes, data.get("kernel_sizes", np.full(heads, case["params"]["kernel"])))
+    np.testing.assert_array_equal(shifts, data.get("shifts", np.zeros(heads)))
+    if case["ties"]:
+        assert_same_sets(indices, data["indices"], data["smoothed"], tolerance(case))
+    else:
+        np.testing.assert_array_equal(indices, data["indices"])
+
+
+def test_saturated_attention() -> None:
+    case = next(case for case in SCORED if case.get("saturated"))
+    data = load(case)
+    arrays = arrays_of(case, data)
+    raw, smoothed, indices, *_ = kernels.score(*arrays, backend="graph:CPU", **case["params"])
+    assert np.isfinite(raw).all() and np.isfinite(smoothed).all()
+    saturated = ~np.isfinite(data["raw"])
+    assert saturated.any()
+    for h in range(len(raw)):
+        assert np.isin(np.flatnonzero(saturated[h]), indices[h]).all()
+    np.testing.assert_allclose(raw[~saturated], data["raw"][~saturated], rtol=2e-5)
+    # where the published code has infinity, both ways give the same true change of the output
+    np.testing.assert_allclose(raw, kernels.score(*arrays, **case["params"])[0], rtol=2e-5)
+
+
+@pytest.mark.parametrize("floats", [8000, 20000])
+@pytest.mark.parametrize("scale", [40, 2000])
+def test_tiles_change_nothing(floats: int, scale: int) -> None:
+    data = random_arrays(7, heads=6, kv_heads=3, n=300, d=32, window=16)
+    params = {"method": "restkv", "budget": 100, "window": 16, "scale": scale, "reduce": "mean"}
+    inputs = prepare(data["q_win"], data["k"], data["v"], data["wo"], None, None, params)
+    whole, tiled = kernels.run_stages(inputs, 1, "CPU"), kernels.run_stages(inputs, 1, "CPU", floats)
+    fused = kernels.run_stages(inputs, 1)
+    for got in (whole, tiled):
+        assert_scores_close(got[0], fused[0], 2e-5)
+        for mine, theirs in zip(got[2:], fused[2:], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_positions_with_gaps() -> None:
+    data = random_arrays(8, n=260, window=16)
+    pos = gapped_positions(8, 2, 260, 16)
+    params = {"method": "restkv", "budget": 90, "window": 16, "scale": 5, "reduce": "max"}
+    fused, graph = (kernels.score(**data, pos=pos, backend=backend, **params) for backend in ("cpu", "graph:CPU"))
+    assert_scores_close(graph[1], fused[1], 2e-5)
+    assert (fused[3] > 21).any() or (fused[4] != 0).any()  # a drift that acts
+    for mine, theirs in zip(graph[2:], fused[2:], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "h2o"},
+        {"method": "tova"},
+        {"method": "keydiff"},
+        {"method": "knorm"},
+        {"indicator": "attention"},
+        {"indicator": "attention-value-norm"},
+        {"rows": "last"},
+    ],
+    ids=str,
+)
+def test_methods_and_options_without_a_graph(changes: dict[str, object], tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "llama", seed=5)
+    config = EvictConfig(stages="graph").with_(**changes)
+    with Evicting(path, BUDGET, CAPACITY, config) as context:
+        assert context.stats.n_layer_graph == 0
+        assert context.stats.reason == f"method {config.method} with these settings has no graph".encode()
+
+
+def test_what_has_no_graph_is_refused() -> None:
+    data = random_arrays(9)
+    params = {"method": "restkv", "budget": 60, "window": 16}
+    with pytest.raises(ConfigError, match="no device 'GPU9'"):
+        kernels.score(**data, backend="graph:GPU9", **params)
+    with pytest.raises(ConfigError, match="backend must be"):
+        kernels.score(**data, backend="gpu", **params)
+    with pytest.raises(ModelError, match="not scored by a graph"):
+        kernels.score(**data, backend="graph:CPU", metric_mode="before", **params)
+    # too small a tile for a graph of bounded size
+    inputs = prepare(data["q_win"], data["k"], data["v"], data["wo"], None, None, params)
+    with pytest.raises(ModelError, match="cannot run a graph for 200 cells"):
+        kernels.run_stages(inputs, 1, "CPU", 1)
+
+
+# ---- the cache ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What an evicting context ended with."""
+
+    logits: np.ndarray
+    tokens: list[int]
+    kept: list[np.ndarray]
+    stats: native.Stats
+    event: native.Event
+
+
+def run(path: Path, config: EvictConfig, *, kv: str = "f16", guide: Sequence[int] = (), **kwargs: Any) -> Run:
+    """A prompt of 700 tokens and an answer of 24."""
+    rng = np.random.default_rng(0)
+    prompt = [int(x) for x in rng.choice(rng.integers(10, 320, 60), 700)]
+    with Evicting(path, BUDGET, CAPACITY, config, type_k=kv, type_v=kv, **kwargs) as context:
+        for i in range(0, len(prompt), CHUNK):
+            chunk = prompt[i : i + CHUNK]
+            if guide and context.stats.n_cells + len(chunk) + len(guide) > CAPACITY:
+                context.decode(guide)
+                context.evict(len(guide))
+            logits = context.decode(chunk)
+        tokens, rows = [int(logits[-1].argmax())], []
+        for _ in range(24):
+            rows.append(context.decode(tokens[-1:])[-1])
+            tokens.append(int(rows[-1].argmax()))
+        stats = context.stats
+        kept = [context.kept(layer, head) for layer in layers(context) for head in range(stats.n_head_kv)]
+        events = (native.Event * 256)()
+        n = context.call(native.lib().restkv_get_events, events, 256)
+        return Run(np.array(rows), tokens, kept, stats, events[n - 1])
+
+
+def layers(context: Evicting) -> list[int]:
+    """Model layers that evict."""
+    return [i for i in range(4) if context.call(native.lib().restkv_kept, i, 0, None, 0) > 0]
+
+
+def check_equal(path: Path, config: EvictConfig, **kwargs: Any) -> Run:
+    """Sets equal, rows moved bit for bit: then the same logits."""
+    fused = run(path, config, **kwargs)
+    graph = run(path, config.with_(stages="graph"), **kwargs)
+    assert graph.stats.n_evictions == fused.stats.n_evictions >= 2
+    assert graph.stats.n_layer_graph == graph.event.n_layer_graph == graph.event.n_layer > 0
+    assert graph.stats.devices == b"CPU" and graph.stats.reason == b"" and graph.stats.bytes_graph > 0
+    assert fused.stats.n_layer_graph == fused.event.n_layer_graph == 0
+    for mine, theirs in zip(graph.kept, fused.kept, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(graph.logits, fused.logits)
+    assert graph.tokens == fused.tokens
+    return graph
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family: str, tmp_path: Path) -> None:
+    check_equal(models.write_random(tmp_path / "model.gguf", family, seed=3), EvictConfig())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "snapkv", "pooling": "avgpool", "kernel": 5},
+        {"method": "streamingllm"},
+        {"method": "random", "seed": 5},
+        {"method": "fifo"},
+        {"rows": "inverted-ema", "alpha": 0.3},
+        {"scale": 50},
+        {"use_wo": False, "pooling": "maxpool", "kernel": 7},
+        {"use_ema": False, "pooling": "none", "reduce": "max"},
+        {"tau": 0.5, "alpha": None, "window": 16},
+    ],
+    ids=str,
+)
+def test_methods_and_options(changes: dict[str, object], tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "llama", seed=5, n_head=6, n_head_kv=3)
+    check_equal(path, EvictConfig().with_(**changes))
+
+
+@pytest.mark.parametrize("kv", ["bf16", "q8_0", "q4_0"])
+def test_cache_types(kv: str, tmp_path: Path) -> None:
+    check_equal(models.write_random(tmp_path / "model.gguf", "llama", seed=7), EvictConfig(), kv=kv)
+
+
+def test_with_a_guide(tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "qwen3", seed=4)
+    check_equal(path, EvictConfig(scale=50), guide=list(range(40, 60)))
+
+
+def test_rows_that_are_no_whole_words_stay_fused(tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "qwen3", seed=6, n_head=2, n_head_kv=1, head_dim=96)
+    got = run(path, EvictConfig(stages="graph"), kv="q8_0")
+    assert got.stats.n_layer_graph == 0 and got.stats.n_layer_host == 0
+    assert b"CPU cannot run rows of 96 values of q8_0" in got.stats.reason
+
+
+def test_through_the_host(tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "gpt-oss", seed=6)
+    fused, host = run(path, EvictConfig()), run(path, EvictConfig(stages="host"))
+    assert host.stats.n_layer_host == host.event.n_layer_host == host.event.n_layer > 0
+    np.testing.assert_array_equal(host.logits, fused.logits)
+
+
+def test_report_names_the_way(smollm2: Path) -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 60
+    answers = []
+    for stages, backend in (("fused", "cpu-fused"), ("graph", "graph (CPU)")):
+        engine = Engine(n_ctx=1024, evict=EvictConfig(budget=128, reserve=128, stages=stages), verbose=False)
+        answers.append(engine(text, max_tokens=8, temperature=0.0)["choices"][0]["text"])
+        report = engine.report()
+        assert report.backend == backend and report.backend_reason is None and report.n_evictions > 1
+        assert report.evictions[-1].layers_graph == (report.evictions[-1].layers if stages == "graph" else 0)
+        engine.close()
+    assert answers[0] == answers[1]
+
+
+def test_engine_says_what_has_no_graph(smollm2: Path) -> None:
+    evict = EvictConfig(budget=128, reserve=128, stages="graph", metric_mode="before")
+    engine = Engine(n_ctx=1024, evict=evict, verbose=False)
+    engine("The quick brown fox jumps over the lazy dog. " * 40, max_tokens=1)
+    report = engine.report()
+    engine.close()
+    assert report.backend == "cpu-fused" and report.n_evictions > 0
+    assert report.backend_reason == "method restkv with these settings has no graph"
+    assert [notice for notice in report.notices if "has no graph" in notice]
