@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..eval.grid import Grid
+from ..eval.report.tables import mean_text
 from ..eval.results import ResultFile
 from ..eval.run import Batch, run
-from ..eval.stats import Mean
 from ..eval.summary import Row, rows
 from ..machine import size
 from .options import engine_class
@@ -123,13 +123,3 @@ def summary_table(found: Sequence[Row]) -> Table:
 def budget_text(row: Row) -> str:
     """A budget for a table."""
     return "-" if row.budget is None else f"{row.budget:,}" if isinstance(row.budget, int) else row.budget
-
-
-def mean_text(mean: Mean | None, *, sign: bool = False) -> str:
-    """A mean with half the width of its interval, or both ends where it is not even."""
-    if mean is None:
-        return "-"
-    form = "+.3f" if sign else ".3f"
-    if mean.low is None or mean.high is None:
-        return f"{mean.mean:{form}}"
-    return f"{mean.mean:{form}} [{mean.low:{form}}, {mean.high:{form}}]"
