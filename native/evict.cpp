@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 
 namespace {
@@ -64,14 +65,24 @@ restkv_cache::window restkv_cache::rows(llama_pos pos_next, uint32_t n_max) cons
     return w;
 }
 
+// Positions of a head's cells, oldest first.
+void restkv_cache::fill_pos(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
+                            std::vector<int32_t> & pos) const {
+    const uint32_t  n_held = held(layer, head_kv);
+    const int32_t * table  = layer.table.data() + (size_t) head_kv * layer.budget;
+    std::copy(table, table + n_held, pos.begin());
+    std::copy(plan.tail_pos.begin(), plan.tail_pos.end(), pos.begin() + n_held);
+}
+
 restkv_view restkv_cache::head_view(const layer_state & layer, uint32_t head_kv, const layer_data & data,
                                     const std::vector<int32_t> & row_pos, const std::vector<int32_t> & row_slots,
                                     restkv_scratch & scratch) const {
     const uint32_t group = layer.n_head / layer.n_head_kv;
+    const size_t   row   = tail_begin() - held(layer, head_kv) - layer.first;  // of the head's first cell
 
     restkv_view view;
-    view.k        = data.k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
-    view.v        = data.v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
+    view.k        = data.k + row * layer.k->nb[1] + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
+    view.v        = data.v + row * layer.v->nb[1] + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
     view.k_stride = layer.k->nb[1];
     view.v_stride = layer.v->nb[1];
     view.k_type   = layer.k->type;
@@ -107,70 +118,114 @@ restkv_view restkv_cache::head_view(const layer_state & layer, uint32_t head_kv,
     return view;
 }
 
-// Scores of one KV head, and its best n_select past cells in scratch.kept.
-void restkv_cache::score_head(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
-                              const layer_data & data, restkv_scratch & scratch, uint32_t n_select) const {
-    std::vector<int32_t> & pos   = scratch.pos;
-    const int32_t *        table = layer.table.data() + (size_t) head_kv * params.budget;
-    std::copy(table, table + n_table, pos.begin());
-    std::copy(plan.tail_pos.begin(), plan.tail_pos.end(), pos.begin() + n_table);
+// Scores of a head's past cells: scratch.kept has the best, as many as are returned, and scratch.row all of them. Without
+// `selects` only the scores.
+uint32_t restkv_cache::score_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
+                                  const layer_data & data, restkv_scratch & scratch, bool selects) const {
+    const uint32_t n_doc = held(layer, head_kv) + (uint32_t) plan.tail_pos.size() - plan.n_guide;
+
+    std::vector<int32_t> & pos = scratch.pos;
+    fill_pos(layer, head_kv, plan, pos);
+    if (n_doc <= layer.n_window || (!layer.mask && n_doc <= layer.budget)) {
+        // a layer with a large budget goes on filling it
+        std::iota(scratch.kept.begin(), scratch.kept.begin() + n_doc, 0);
+        return n_doc - std::min(n_doc, layer.n_window);
+    }
 
     restkv_view view = head_view(layer, head_kv, data, plan.row_pos, plan.row_slots, scratch);
-    view.n_cells     = plan.n_cells;
-    view.n_past      = plan.n_past;
+    view.n_cells     = n_doc + plan.n_guide;
+    view.n_past      = n_doc - layer.n_window;
     view.pos         = pos.data();
 
-    const uint32_t n_keep = plan.n_kept - plan.n_window;
-    const bool     drifts = restkv_drifts(*method, params, plan, pos.data());
-    restkv_score_head(view, params, drifts ? n_keep : 0, n_select, scratch);
+    const bool     drifts  = restkv_drifts(*method, params, plan, pos.data(), view.n_cells);
+    const uint32_t n_plain = std::min(params.budget - params.window, view.n_past);
+    const uint32_t n_keep  = std::min(layer.budget - layer.n_window, view.n_past);
+    restkv_score_head(view, params, drifts ? n_plain : 0, selects ? n_keep : 0, scratch);
+    return n_keep;
 }
 
-// Keep the past cells of scratch.kept and the window. Nothing here can fail.
-void restkv_cache::move_head(const layer_state & layer, uint32_t head_kv, const evict_plan & plan, layer_data & data,
-                             restkv_scratch & scratch, int32_t * table_out) const {
-    const int64_t  t_start = ggml_time_us();
-    const uint32_t n_keep  = plan.n_kept - plan.n_window;
-    int32_t *      kept    = scratch.kept.data();
-    for (uint32_t i = 0; i < plan.n_window; ++i) {
-        kept[n_keep + i] = (int32_t) (plan.n_past + i);
+// The n_keep past cells of scratch.kept and the window move to the head's last rows before n_row_max. Cannot fail.
+void restkv_cache::move_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
+                             const layer_data & data, restkv_scratch & scratch, uint32_t n_keep,
+                             layer_kept & out) const {
+    const int64_t  t_start  = ggml_time_us();
+    const uint32_t n_held   = held(layer, head_kv);
+    const uint32_t n_doc    = n_held + (uint32_t) plan.tail_pos.size() - plan.n_guide;
+    const uint32_t n_window = std::min(layer.n_window, n_doc);
+    const uint32_t n_kept   = n_keep + n_window;
+
+    int32_t * kept = scratch.kept.data();
+    for (uint32_t i = 0; i < n_window; ++i) {
+        kept[n_keep + i] = (int32_t) (n_doc - n_window + i);
     }
-    uint8_t * const k = data.k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
-    uint8_t * const v = data.v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
-    restkv_move_rows(k, layer.k->nb[1], ggml_row_size(layer.k->type, layer.d_k), kept, plan.n_kept);
-    restkv_move_rows(v, layer.v->nb[1], ggml_row_size(layer.v->type, layer.d_v), kept, plan.n_kept);
-    for (uint32_t i = 0; i < plan.n_kept; ++i) {
-        table_out[i] = scratch.pos[kept[i]];
+    const size_t  from = tail_begin() - n_held - layer.first;
+    const int64_t to   = (int64_t) (n_row_max - n_kept - layer.first) - (int64_t) from;
+    uint8_t *     k    = data.k + from * layer.k->nb[1] + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
+    uint8_t *     v    = data.v + from * layer.v->nb[1] + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
+    restkv_move_rows(k, layer.k->nb[1], ggml_row_size(layer.k->type, layer.d_k), kept, n_kept, to);
+    restkv_move_rows(v, layer.v->nb[1], ggml_row_size(layer.v->type, layer.d_v), kept, n_kept, to);
+
+    int32_t * table = out.table.data() + (size_t) head_kv * layer.budget;
+    for (uint32_t i = 0; i < n_kept; ++i) {
+        table[i] = scratch.pos[kept[i]];
     }
     if (data.sums) {
         float * sums = data.sums + (size_t) head_kv * params.capacity;
-        for (uint32_t i = 0; i < plan.n_kept; ++i) {
+        for (uint32_t i = 0; i < n_kept; ++i) {
             sums[i] = sums[kept[i]];
         }
-        std::fill(sums + plan.n_kept, sums + plan.n_cells, 0.0f);
+        std::fill(sums + n_kept, sums + plan.n_end, 0.0f);
     }
+    out.held[head_kv] = n_kept;
     scratch.times.compact += ggml_time_us() - t_start;
 }
 
-void restkv_cache::evict_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan, layer_data & data,
-                              restkv_scratch & scratch, int32_t * table_out) const {
-    score_head(layer, head_kv, plan, data, scratch, plan.n_kept - plan.n_window);
-    move_head(layer, head_kv, plan, data, scratch, table_out + (size_t) head_kv * params.budget);
-}
-
 // All KV heads of a layer keep one set, by the mean of their scores; so they hold the same positions at all times.
-void restkv_cache::evict_layer_task(const layer_state & layer, const evict_plan & plan, layer_data & data,
-                                    restkv_scratch & scratch, int32_t * table_out) const {
-    std::vector<float> total(plan.n_past, 0.0f);
+void restkv_cache::evict_layer_task(const layer_state & layer, const evict_plan & plan, const layer_data & data,
+                                    restkv_scratch & scratch, layer_kept & out) const {
+    const uint32_t     n_past = held(layer, 0) + (uint32_t) plan.tail_pos.size() - plan.n_guide - layer.n_window;
+    uint32_t           n_keep = 0;
+    std::vector<float> total(n_past, 0.0f);
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        score_head(layer, h, plan, data, scratch, 0);
-        for (uint32_t j = 0; j < plan.n_past; ++j) {
+        n_keep = score_task(layer, h, plan, data, scratch, false);
+        for (uint32_t j = 0; j < n_past; ++j) {
             total[j] += scratch.row[j];
         }
     }
-    restkv_select_top(total.data(), plan.n_past, plan.n_kept - plan.n_window, scratch.kept.data());
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        move_head(layer, h, plan, data, scratch, table_out + (size_t) h * params.budget);
+        restkv_select_top(total.data(), n_past, n_keep, scratch.kept.data());
+        fill_pos(layer, h, plan, scratch.pos);
+        move_task(layer, h, plan, data, scratch, n_keep, out);
     }
+}
+
+// One layer whose heads share their budgets: all heads are scored before any selects.
+void restkv_cache::evict_heads(const layer_state & layer, const evict_plan & plan, const layer_data & data,
+                               std::vector<restkv_scratch> & scratch, uint32_t n_threads, layer_kept & out) const {
+    std::vector<std::vector<float>> rows(layer.n_head_kv);
+    n_threads = std::min(n_threads, layer.n_head_kv);
+    restkv_parallel(layer.n_head_kv, n_threads, [&](uint32_t h, uint32_t thread) {
+        score_task(layer, h, plan, data, scratch[thread]);
+        const uint32_t n_past = held(layer, h) + (uint32_t) plan.tail_pos.size() - plan.n_guide - layer.n_window;
+        rows[h].assign(scratch[thread].row.begin(), scratch[thread].row.begin() + n_past);
+    });
+
+    std::vector<const float *> starts;
+    std::vector<uint32_t>      n;
+    for (const auto & row : rows) {
+        starts.push_back(row.data());
+        n.push_back((uint32_t) row.size());
+    }
+    const uint32_t              mean = params.budget - params.window;
+    const std::vector<uint32_t> past =
+        restkv_share_heads(starts, n, mean, armed.shares.floor, layer.budget - layer.n_window, true);
+
+    restkv_parallel(layer.n_head_kv, n_threads, [&](uint32_t h, uint32_t thread) {
+        restkv_scratch & s = scratch[thread];
+        fill_pos(layer, h, plan, s.pos);
+        restkv_select_top(rows[h].data(), n[h], past[h], s.kept.data());
+        move_task(layer, h, plan, data, s, past[h], out);
+    });
 }
 
 // Score and compact all layers. `moved` is set before the first row moves.
@@ -179,15 +234,16 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     size_t   n_copy = 0;  // bytes of the largest layer that is copied to the host
 
     std::vector<layer_data>                    data(layers.size());
-    std::vector<std::vector<int32_t>>          tables;
+    std::vector<layer_kept>                    kept;
     std::vector<std::pair<uint32_t, uint32_t>> tasks;  // (layer, KV head) of the layers in host memory
+    std::vector<uint32_t>                      joint;  // layers in host memory whose heads share their budgets
     std::vector<uint32_t>                      copied, as_graph;
     for (uint32_t l = 0; l < layers.size(); ++l) {
         const layer_state & layer = layers[l];
         group                     = std::max(group, layer.n_head / layer.n_head_kv);
         d_k                       = std::max(d_k, layer.d_k);
         d_v                       = std::max(d_v, layer.d_v);
-        tables.emplace_back(layer.table.size());
+        kept.push_back({ std::vector<int32_t>(layer.table.size()), std::vector<uint32_t>(layer.n_head_kv) });
         data[l].sums = layers[l].sums.empty() ? nullptr : layers[l].sums.data();
         if (layer.sinks) {
             data[l].sinks.resize(layer.n_head);
@@ -203,26 +259,23 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         }
         if (layer.stages == RESTKV_STAGES_HOST) {
             copied.push_back(l);
-            n_copy = std::max(n_copy, plan.n_cells * (layer.k->nb[1] + layer.v->nb[1]));
+            n_copy = std::max(n_copy, (plan.n_end - layer.first) * (layer.k->nb[1] + layer.v->nb[1]));
             continue;
         }
         data[l].k = (uint8_t *) layer.k->data;
         data[l].v = (uint8_t *) layer.v->data;
+        if (layer.mask) {
+            joint.push_back(l);
+            continue;
+        }
         for (uint32_t h = 0; h < (method->per_layer ? 1 : layer.n_head_kv); ++h) {
             tasks.push_back({ l, h });
         }
     }
     std::vector<restkv_scratch> scratch;  // [n_threads]
-    const auto                  evict_one = [&](uint32_t l, uint32_t h, uint32_t thread) {
-        if (method->per_layer) {
-            evict_layer_task(layers[l], plan, data[l], scratch[thread], tables[l].data());
-        } else {
-            evict_task(layers[l], h, plan, data[l], scratch[thread], tables[l].data());
-        }
-    };
 
     uint32_t n_tasks = (uint32_t) tasks.size();
-    for (const std::vector<uint32_t> * some : { &copied, &as_graph }) {
+    for (const std::vector<uint32_t> * some : { &joint, &copied, &as_graph }) {
         for (const uint32_t l : *some) {
             n_tasks = std::max(n_tasks, layers[l].n_head_kv);
         }
@@ -233,36 +286,63 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
 
     restkv_graph_scores scores;
     for (uint32_t t = 0; t < n_threads; ++t) {
-        scratch.emplace_back(plan.n_cells, group, d_k, d_v, n_rows);
+        scratch.emplace_back(plan.n_end, group, d_k, d_v, n_rows);
     }
 
+    const auto evict_one = [&](uint32_t l, uint32_t h, restkv_scratch & s) {
+        if (method->per_layer) {
+            evict_layer_task(layers[l], plan, data[l], s, kept[l]);
+            return;
+        }
+        const uint32_t n_keep = score_task(layers[l], h, plan, data[l], s);
+        move_task(layers[l], h, plan, data[l], s, n_keep, kept[l]);
+    };
     moved = true;
     restkv_parallel((uint32_t) tasks.size(), n_threads, [&](uint32_t task, uint32_t thread) {
         const auto [l, h] = tasks[task];
-        evict_one(l, h, thread);
+        evict_one(l, h, scratch[thread]);
     });
+    for (const uint32_t l : joint) {
+        evict_heads(layers[l], plan, data[l], scratch, n_threads, kept[l]);
+    }
 
     for (const uint32_t l : as_graph) {
-        evict_as_graph(layers[l], plan, data[l].sinks.empty() ? nullptr : data[l].sinks.data(), scratch,
-                       tables[l].data(), scores, event);
+        evict_as_graph(layers[l], plan, data[l].sinks.empty() ? nullptr : data[l].sinks.data(), scratch, kept[l],
+                       scores, event);
     }
     for (const uint32_t l : copied) {
         const layer_state & layer = layers[l];
-        const size_t        n_k   = plan.n_cells * layer.k->nb[1];
+        const size_t        n_row = plan.n_end - layer.first;
         data[l].k                 = copy.data();
-        data[l].v                 = copy.data() + n_k;
-        ggml_backend_tensor_get(layer.k, data[l].k, 0, n_k);
-        ggml_backend_tensor_get(layer.v, data[l].v, 0, plan.n_cells * layer.v->nb[1]);
-        const uint32_t n = method->per_layer ? 1 : layer.n_head_kv;
-        restkv_parallel(n, std::min(n_threads, n), [&](uint32_t h, uint32_t thread) { evict_one(l, h, thread); });
-        ggml_backend_tensor_set(layer.k, data[l].k, 0, plan.n_kept * layer.k->nb[1]);
-        ggml_backend_tensor_set(layer.v, data[l].v, 0, plan.n_kept * layer.v->nb[1]);
+        data[l].v                 = copy.data() + n_row * layer.k->nb[1];
+        ggml_backend_tensor_get(layer.k, data[l].k, 0, n_row * layer.k->nb[1]);
+        ggml_backend_tensor_get(layer.v, data[l].v, 0, n_row * layer.v->nb[1]);
+        if (layer.mask) {
+            evict_heads(layer, plan, data[l], scratch, n_threads, kept[l]);
+        } else {
+            const uint32_t n = method->per_layer ? 1 : layer.n_head_kv;
+            restkv_parallel(n, std::min(n_threads, n),
+                            [&](uint32_t h, uint32_t thread) { evict_one(l, h, scratch[thread]); });
+        }
+        ggml_backend_tensor_set(layer.k, data[l].k, 0, layer.budget * layer.k->nb[1]);
+        ggml_backend_tensor_set(layer.v, data[l].v, 0, layer.budget * layer.v->nb[1]);
     }
 
+    uint64_t n_before = 0, n_after = 0, n_heads = 0;
     for (uint32_t l = 0; l < layers.size(); ++l) {
-        layers[l].table = std::move(tables[l]);
-        event.bytes_moved += plan.n_kept * (layers[l].k->nb[1] + layers[l].v->nb[1]);
+        layer_state & layer = layers[l];
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            n_before += held(layer, h) + plan.tail_pos.size() - plan.n_guide;
+            n_after += kept[l].held[h];
+            event.bytes_moved +=
+                kept[l].held[h] * (ggml_row_size(layer.k->type, layer.d_k) + ggml_row_size(layer.v->type, layer.d_v));
+        }
+        n_heads += layer.n_head_kv;
+        layer.table = std::move(kept[l].table);
+        layer.held  = std::move(kept[l].held);
     }
+    event.n_cells = (uint32_t) (n_before / n_heads);
+    event.n_kept  = (uint32_t) (n_after / n_heads);
     for (const restkv_scratch & s : scratch) {
         event.us_attend += s.times.attend / n_threads;
         event.us_score += s.times.score / n_threads;
@@ -275,20 +355,27 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     event.n_layer       = (uint32_t) layers.size();
     event.n_layer_graph = (uint32_t) as_graph.size();
     event.n_layer_host  = (uint32_t) copied.size();
-    bytes_scratch       = n_threads * restkv_scratch::bytes(plan.n_cells, group, d_k, d_v, n_rows) + n_copy;
+    bytes_scratch       = n_threads * restkv_scratch::bytes(plan.n_end, group, d_k, d_v, n_rows) + n_copy;
 }
 
 // llama.cpp's table after an eviction: the window keeps its positions; the cells before it, which hold other positions
-// in every head, get numbers below them, so that every later token sees them.
-void restkv_cache::drop_cells(uint32_t n_keep, llama_pos pos_next) {
+// in every head, get numbers below them, so that every later token sees them. Cells that nobody holds stay empty.
+void restkv_cache::drop_cells(llama_pos pos_next) {
+    uint32_t n_held = 0, n_window = n_row_max;
+    for (const layer_state & layer : layers) {
+        n_held   = std::max(n_held, *std::max_element(layer.held.begin(), layer.held.end()));
+        n_window = std::min(n_window, layer.n_window);
+    }
+    n_table                = n_row_max;
     llama_kv_cells & cells = kv.v_cells[0];
     cells.reset();
-    for (uint32_t i = 0; i < n_keep; ++i) {
-        const bool in_window = i + params.window >= n_keep;
-        cells.pos_set(i, in_window ? pos_next - (llama_pos) (n_keep - i) : (llama_pos) i);
+    for (uint32_t i = n_table - n_held; i < n_table; ++i) {
+        const bool in_window = i + n_window >= n_table;
+        cells.pos_set(i, in_window ? pos_next - (llama_pos) (n_table - i) : (llama_pos) (i - (n_table - n_held)));
         cells.seq_add(i, 0);
     }
-    kv.v_heads[0] = n_keep;
+    kv.v_heads[0] = n_table;
+    show_cells();
 
     for (llama_pos & pos : ring_pos) {
         pos = pos >= pos_next ? -1 : pos;
@@ -301,12 +388,12 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
     bool             moved  = false;
     try {
         const llama_kv_cells & cells = kv.v_cells[0];
-        const uint32_t         n     = n_used();
+        const uint32_t         n     = n_end();
         restkv_fail(RESTKV_OK, "");
 
-        if (n_guide > 0 && n_guide >= n) {
+        if (n_guide > 0 && n_guide >= n_used()) {
             return restkv_fail(RESTKV_INVALID, "a guide of " + std::to_string(n_guide) + " tokens with " +
-                                                   std::to_string(n) + " cells in use: decode the guide first");
+                                                   std::to_string(n_used()) + " cells in use: decode the guide first");
         }
         if (n_guide > 0 &&
             (dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory))) {
@@ -314,15 +401,15 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
                                "a model with recurrent layers cannot forget a guide: use prefill=stream");
         }
         const uint32_t n_doc = n - n_guide;
-        for (uint32_t i = n_table; i < n; ++i) {
-            if (cells.is_empty(i) || (i > n_table && cells.pos_get(i) != cells.pos_get(i - 1) + 1)) {
+        for (uint32_t i = tail_begin(); i < n; ++i) {
+            if (cells.is_empty(i) || (i > tail_begin() && cells.pos_get(i) != cells.pos_get(i - 1) + 1)) {
                 return restkv_fail(RESTKV_UNSUPPORTED, "positions of the text are missing in the cache: read it again");
             }
         }
         if (n_doc < n_table) {
             return restkv_fail(RESTKV_INVALID, "the guide reaches back before the last eviction");
         }
-        const llama_pos pos_next = n_doc > 0 ? pos_of(n_doc - 1) + 1 : 0;
+        const llama_pos pos_next = n_used() > n_guide ? pos_of(n_doc - 1) + 1 : 0;
         const auto      iswa     = n_guide > 0 ? dynamic_cast<llama_kv_cache_iswa *>(memory) : nullptr;
         if (iswa && !can_cut(kv, *iswa->get_swa(), pos_next)) {
             return restkv_fail(RESTKV_UNSUPPORTED, "the guide has overwritten cells of the sliding window: use a "
@@ -334,7 +421,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             return restkv_fail(RESTKV_NO_MEMORY, "memory ran out while the votes of the queries were counted: lower "
                                                  "the budget or the threads and read the text again");
         }
-        if (n_doc <= params.budget) {
+        if (n_doc <= n_row_max) {
             if (n_guide > 0) {
                 memory->seq_rm(0, pos_next, -1);
             }
@@ -358,13 +445,11 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         const int64_t t_start = ggml_time_us() - us_observe;
 
         evict_plan plan;
-        plan.n_cells   = n;
-        plan.n_past    = n_doc - params.window;
-        plan.n_kept    = params.budget;
-        plan.n_window  = params.window;
+        plan.n_end     = n;
+        plan.n_guide   = n_guide;
         plan.row_pos   = w.pos;
         plan.row_slots = w.slots;
-        for (uint32_t i = n_table; i < n; ++i) {
+        for (uint32_t i = tail_begin(); i < n; ++i) {
             plan.tail_pos.push_back(pos_of(i));
         }
 
@@ -378,8 +463,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             cursor = method->advance(params, (uint32_t) layers.size(), n_doc, cursor);
         }
 
-        drop_cells(params.budget, pos_next);
-        n_table   = params.budget;
+        drop_cells(pos_next);
         pos_exact = pos_next;
         if (iswa) {
             iswa->get_swa()->seq_rm(0, pos_next, -1);
@@ -388,10 +472,8 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         event.id       = n_evictions++;
         event.pos_next = pos_next;
         event.n_guide  = n_guide;
-        event.n_cells  = n_doc;
-        event.n_kept   = params.budget;
         event.us_total = ggml_time_us() - t_start;
-        n_evicted += n_doc - params.budget;
+        n_evicted += event.n_cells - event.n_kept;
         event_log.push_back(event);
         if (event_log.size() > EVENTS_MAX) {
             event_log.pop_front();

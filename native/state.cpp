@@ -8,6 +8,7 @@
 #include "llama-io.h"
 #include "llama-kv-cache.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -50,7 +51,7 @@ void restkv_cache::state_write(llama_io_write_i & io) const {
     io.write(ring_pos.data(), ring_pos.size() * sizeof(llama_pos));
     for (const layer_state & layer : layers) {
         for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-            io.write(layer.table.data() + (size_t) h * params.budget, n_table * sizeof(int32_t));
+            io.write(layer.table.data() + (size_t) h * layer.budget, n_table * sizeof(int32_t));
             if (method->accumulates) {
                 io.write(layer.sums.data() + (size_t) h * params.capacity, n_used() * sizeof(float));
             }
@@ -111,7 +112,7 @@ void restkv_cache::state_read(llama_io_read_i & io) {
         }
         for (layer_state & layer : layers) {
             for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-                int32_t * table = layer.table.data() + (size_t) h * params.budget;
+                int32_t * table = layer.table.data() + (size_t) h * layer.budget;
                 io.read(table, header.n_table * sizeof(int32_t));
                 for (uint32_t i = 0; i < header.n_table; ++i) {
                     if (table[i] < (i > 0 ? table[i - 1] + 1 : 0) || table[i] >= header.pos_exact) {
@@ -129,6 +130,7 @@ void restkv_cache::state_read(llama_io_read_i & io) {
                     }
                 }
             }
+            std::fill(layer.held.begin(), layer.held.end(), header.n_table);
             uint64_t n_ring = 0;
             io.read(&n_ring, sizeof(n_ring));
             if (n_ring != (layer.ring ? ggml_nbytes(layer.ring) : 0)) {

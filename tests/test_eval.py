@@ -113,9 +113,16 @@ def test_variants_carry_settings() -> None:
     assert _grid(variants=(variant,)).settings(0)[1].evict.kernel == 5
 
 
+def test_variants_share_budgets_out() -> None:
+    variants = parse_variants(["restkv:allocation=ada:floor=0.5", "snapkv:allocation=pyramid:beta=10"])
+    first, second = (setting.evict for setting in _grid(variants=variants).settings(0)[1:])
+    assert (first.allocation, first.floor, second.allocation, second.beta) == ("ada", 0.5, "pyramid", 10)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("fifo:allocation=ada", "'fifo' needs one budget for all heads and layers"),
         ("best", "'best' is not a method"),
         ("restkv:kernels=5", "is no setting of a method"),
         ("restkv:kernel", "is no setting of a method"),

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..config import (
+    ALLOCATIONS,
     CELLS_MAX,
     DEFAULT_BUDGET,
     DEFAULT_CONTEXT,
@@ -88,6 +89,7 @@ class EngineSettings:
     gpu_layers: int
     seed: int | None
     unverified: bool
+    allocation: str = EvictConfig.allocation
 
     def evict(self, **changes: Any) -> EvictConfig:
         """The settings of the cache; raises ConfigError."""
@@ -95,6 +97,7 @@ class EngineSettings:
             "budget": self.budget,
             "reserve": self.reserve,
             "method": self.method,
+            "allocation": self.allocation,
             "unverified": self.unverified,
         }
         if self.prefill is not None:
@@ -124,7 +127,7 @@ class EngineSettings:
         kv_type = self.kv_type if isinstance(self.kv_type, str) else ",".join(self.kv_type)
         words = ["--budget", str(self.budget), "--method", self.method]
         words += ["--kv-type", kv_type, "--gpu-layers", str(self.gpu_layers)]
-        for name in ("model", "reserve", "threads", "seed"):
+        for name in ("model", "allocation", "reserve", "threads", "seed"):
             if (value := getattr(self, name)) is not None:
                 words += [f"--{name}", str(value)]
         return [*words, "--unverified"] if self.unverified else words
@@ -162,6 +165,10 @@ _SHARED = (
     click.option(
         "--method", type=click.Choice(METHODS), default=EvictConfig.method, show_default=True, metavar="NAME",
         help=f"How cells are scored: {', '.join(METHODS)} (an ordinary cache that never evicts).",
+    ),
+    click.option(
+        "--allocation", type=click.Choice(ALLOCATIONS), default=EvictConfig.allocation, show_default=True,
+        help="How the budget is shared out: alike, as a pyramid over the layers, or over the heads by their scores.",
     ),
     click.option(
         "--kv-type", type=KvType(), default=KV_TYPES[0], show_default=True,

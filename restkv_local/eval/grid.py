@@ -105,7 +105,9 @@ def state_kind(engine: Engine, setting: Setting, guide: str) -> tuple[Any, ...]:
     report, evict = engine.report(), setting.evict
     if setting.full:
         return (FULL, report.capacity)
-    rest = tuple((name, value) for name, value in asdict(evict).items() if name not in _LATER)
+    # where the cells of a text begin depends on how the budget is shared out
+    early = _LATER - {"budget"} if evict.allocation != "uniform" else _LATER
+    rest = tuple((name, value) for name, value in asdict(evict).items() if name not in early)
     if evict.prefill == "exact" and evict.method in _WINDOW_ONLY:
         return ("before", rest, report.window, report.ring_bytes, report.capacity)
     return ("own", tuple(asdict(evict).items()), guide if evict.prefill == "guided" else None)
@@ -129,7 +131,7 @@ def cache_record(engine: Engine, positions: int) -> dict[str, Any]:
     """The cache of a line of results. bytes: of the cells that the setting may hold when an answer begins; of the full
     cache, of the positions that it holds then."""
     plan, report = engine.plan, engine.report()
-    cells = positions if plan.method == FULL else plan.limit
+    cells = positions if plan.method == FULL else plan.limit + plan.spare_rows
     return {
         "budget": report.budget,
         "reserve": report.reserve,

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..allocation import pyramid_published
 from ..config import (
+    BETA_MIN,
     CELLS_MAX,
     DEFAULT_BUDGET,
     INDICATORS,
@@ -37,15 +39,25 @@ Scores = tuple[Float32, Float32, Int32, Int32, Int32]
 # Odds a / (1 - a) never exceed this: beyond it 1 - a has no digits left in float32.
 ODDS_MAX = 1e6
 FLT_MAX = float(np.finfo(np.float32).max)
-# Divisor of the layer that gets the fewest cells, as in PyramidKV.
-PYRAMID_BETA = 20
+# Methods of the literature that are a method and an allocation: how ScoreParams spells them.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "pyramidkv": {"method": "snapkv", "allocation": "pyramidkv"},
+    "adakv": {"method": "snapkv", "allocation": "adakv", "mean_rows": True},
+}
+# The engine's allocations (docs/methods.md) and the published ones, which round in their own way.
+SCORE_ALLOCATIONS = ("uniform", "pyramid", "pyramidkv", "ada", "adakv")
 
 _DEFAULTS = EvictConfig()
-_INTS = ("budget", "window", "kernel", "scale", "seed", "layer", "beta", "layer_idx", "num_layers", "n_tail",
-         "start_size", "span", "overlap", "cursor")  # fmt: skip
-_FLOATS = ("alpha", "tau", "attn_scale", "softcap")
-_BOOLS = ("use_wo", "use_norm", "use_ema", "use_pyramid", "official_mask")
-_OPTIONAL = ("alpha", "reduce", "attn_scale", "layer_idx", "num_layers", "n_tail", "kernel", "pooling", "rows", "span")
+_INTS = (
+    "budget", "window", "kernel", "scale", "seed", "layer", "beta", "layer_idx", "num_layers", "n_tail", "n_select",
+    "most", "head_kv", "start_size", "span", "overlap", "cursor",
+)  # fmt: skip
+_FLOATS = ("alpha", "tau", "attn_scale", "softcap", "floor")
+_BOOLS = ("use_wo", "use_norm", "use_ema", "use_pyramid", "normalize", "mean_rows", "official_mask")
+_OPTIONAL = (
+    "alpha", "reduce", "attn_scale", "layer_idx", "num_layers", "n_tail", "kernel", "pooling", "rows", "span", "most",
+    "n_select",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,15 @@ class ScoreParams:
     n_tail: last cells that are not scored, at least `window`; None: `window`. More than that when a guide follows the
         window: its queries are the last rows (fewer than `window` may be left then), its cells take part in the softmax
         and are no candidates.
-    use_pyramid, layer_idx, num_layers, beta: give layer `layer_idx` of `num_layers` its share of a pyramid of budgets
-        (method "restkv" only; the share counts past cells, the window comes on top).
+    allocation: how the budget is shared out (restkv_local.allocation). "pyramid": layer `layer_idx` of `num_layers`
+        gets its share as ReST-KV publishes it, with the divisor `beta`; "pyramidkv": as PyramidKV does; the shares
+        count past cells, the window comes on top. "ada": the heads of the layer share, `floor` of each share is fixed,
+        `normalize` makes heads with scores spread thin yield, and none gets more than `most` past cells; "adakv": as
+        published, where rounding may change the total. Sets are then of different sizes: -1 pads the shorter ones.
+    use_pyramid: the published name of allocation "pyramid".
+    n_select: past cells that survive, when they are not budget - window: the share of a layer.
+    mean_rows: the mean of the attention over the window's rows, not its sum (method "snapkv"); no order changes.
+    head_kv: number of the first KV head that is passed (method "random").
     The others: see `EvictConfig`.
     """
 
@@ -89,7 +108,14 @@ class ScoreParams:
     use_pyramid: bool = False
     layer_idx: int | None = None
     num_layers: int | None = None
-    beta: int = PYRAMID_BETA
+    beta: int = _DEFAULTS.beta
+    allocation: str = "uniform"
+    floor: float = _DEFAULTS.floor
+    normalize: bool = True
+    most: int | None = None
+    n_select: int | None = None
+    mean_rows: bool = False
+    head_kv: int = 0
     indicator: str = _DEFAULTS.indicator
     rows: str | None = None
     official_mask: bool = True
@@ -133,20 +159,45 @@ class ScoreParams:
                 raise ConfigError(f"{name} must be a number that is not negative; got {value}")
         if self.n_tail is not None:
             in_range("n_tail", self.n_tail, self.window, CELLS_MAX)
-        if self.use_pyramid:
-            self._check_pyramid()
+        self._check_allocation()
+        if self.traits.per_layer and self.ada:
+            raise ConfigError(f"method '{self.method}' keeps one set per layer: it has no heads to share a budget")
         if self.method == "lacache":
             in_range("cursor", self.cursor, 0, self.budget)
             in_range("layer", self.layer, 0, self.ladder.n_layers - 1)
 
-    def _check_pyramid(self) -> None:
-        if self.method != "restkv":
-            raise ConfigError("use_pyramid works with method 'restkv' only; leave it out")
-        if self.layer_idx is None or self.num_layers is None:
-            raise ConfigError("use_pyramid needs layer_idx and num_layers; pass both")
-        in_range("num_layers", self.num_layers, 2, 2**31 - 1)
-        in_range("layer_idx", self.layer_idx, 0, self.num_layers - 1)
-        in_range("beta", self.beta, 1, CELLS_MAX)
+    def _check_allocation(self) -> None:
+        one_of("allocation", self.allocation, SCORE_ALLOCATIONS)
+        if self.use_pyramid and self.allocation not in ("uniform", "pyramid"):
+            raise ConfigError(f"use_pyramid and allocation '{self.allocation}' exclude each other; leave one out")
+        if self.pyramid:
+            if self.layer_idx is None or self.num_layers is None:
+                raise ConfigError("a pyramid needs layer_idx and num_layers; pass both")
+            in_range("num_layers", self.num_layers, 2, 2**31 - 1)
+            in_range("layer_idx", self.layer_idx, 0, self.num_layers - 1)
+        in_range("beta", self.beta, BETA_MIN, CELLS_MAX)
+        in_range("floor", self.floor, 0.0, 1.0)
+        if self.n_select is not None:
+            in_range("n_select", self.n_select, 0, CELLS_MAX)
+            if self.pyramid or self.ada:
+                raise ConfigError(f"n_select and allocation '{self.allocation}' exclude each other; leave one out")
+        if self.most is not None:
+            if self.allocation != "ada":
+                raise ConfigError("most is the limit of a head with allocation 'ada'; leave it out")
+            in_range("most", self.most, self.budget - self.window, CELLS_MAX)
+        if self.mean_rows and self.method != "snapkv":
+            raise ConfigError("mean_rows works with method 'snapkv' only; leave it out")
+        in_range("head_kv", self.head_kv, 0, CELLS_MAX)
+
+    @property
+    def pyramid(self) -> bool:
+        """Whether the layer has a share of a pyramid of budgets."""
+        return self.use_pyramid or self.allocation in ("pyramid", "pyramidkv")
+
+    @property
+    def ada(self) -> bool:
+        """Whether the heads of the layer share their budgets."""
+        return self.allocation in ("ada", "adakv")
 
     @property
     def adaptive(self) -> bool:
@@ -270,10 +321,15 @@ class ScoreInputs:
 
     @property
     def n_keep(self) -> int:
-        """Past cells that survive; all of them when there are fewer cells than the budget."""
-        if self.n_past < self.params.budget - self.params.window:
-            return self.n_past
-        return pyramid_cells(self.params, self.n_past) if self.params.use_pyramid else self.n_drift
+        """Past cells that survive (with allocation ada: per head, on average); all when fewer than the budget."""
+        p = self.params
+        if p.n_select is not None:
+            return min(p.n_select, self.n_past)
+        if not p.pyramid or p.layer_idx is None or p.num_layers is None:
+            return self.n_drift
+        flat = p.allocation == "pyramidkv"
+        n_cells = self.n_past + p.window
+        return pyramid_published(p.budget, p.window, n_cells, p.num_layers, p.beta, flat=flat)[p.layer_idx]
 
     def positions(self) -> Int64:
         """[Hk, N] text positions."""
@@ -287,19 +343,6 @@ class ScoreInputs:
         if self.pos is None:
             return True
         return int(self.pos[kv_head, -1] - self.pos[kv_head, 0]) > self.params.scale
-
-
-def pyramid_cells(params: ScoreParams, n_past: int) -> int:
-    """Past cells of a layer under ReST-KV's pyramid of budgets (PyramidKV, integer arithmetic)."""
-    if params.layer_idx is None or params.num_layers is None:
-        raise ConfigError("use_pyramid needs layer_idx and num_layers; pass both")
-    mean = params.budget - params.window
-    most = 2 * mean - mean // params.beta
-    least = mean // params.beta
-    if most >= n_past:
-        most, least = n_past, 2 * mean - n_past
-    step = (most - least) // (params.num_layers - 1)
-    return most - params.layer_idx * step
 
 
 def prepare(q_win: Any, k: Any, v: Any, wo: Any, pos: Any, sinks: Any, params: dict[str, Any]) -> ScoreInputs:
@@ -353,6 +396,7 @@ def parse_params(params: dict[str, Any]) -> ScoreParams:
     params = translate(params)
     known = [field.name for field in fields(ScoreParams)]
     clean: dict[str, Any] = {}
+    params = {**params, **_PUBLISHED.get(str(params.get("method")), {})}
     for name, value in params.items():
         if name not in known:
             raise ConfigError(f"unknown parameter '{name}'; known are {', '.join(known)}")
