@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 COMMANDS = {
     "speed": "restkv-bench speed --contexts 4096,16384,32768,131072 --budget 1024 --json benchmarks/speed.json",
     "memory": "restkv-bench memory --json benchmarks/memory.json",
-    "needle": "restkv-bench needle --json benchmarks/needle.json",
+    "needle": "restkv-bench needle --reserve 768 --reserve 2048 --json benchmarks/needle.json",
 }
 
 
@@ -66,15 +66,16 @@ def needle() -> str:
     result = load("needle")
     if result is None:
         return _missing("needle")
-    header = ("method", "prefill", "budget", "evictions", "mean", "lowest", "to the full cache", "95 % interval")
+    from restkv_local.cli.needle import COLUMNS, variant
+
     rows = []
     for row in result["rows"]:
         low, high = row["difference_min"], row["difference_max"]
         rows.append(
             (
-                row["method"],
+                variant(row["method"], row["allocation"]),
                 row["prefill"] or "-",
-                f"{row['budget']:,}" if row["prefill"] else "-",
+                *(f"{row[name]:,}" if row["prefill"] else "-" for name in ("budget", "reserve")),
                 f"{row['evictions']:,}",
                 f"{row['mean']:.2f}",
                 f"{min(row['log_probs']):.2f}",
@@ -84,7 +85,7 @@ def needle() -> str:
         )
     settings = result["settings"]
     size = f"{settings['depths']} depths of a text of {settings['context']:,} tokens."
-    return f"{_table(header, rows)}\n\n{size} {_origin(result, 'needle')}"
+    return f"{_table(COLUMNS, rows)}\n\n{size} {_origin(result, 'needle')}"
 
 
 def machine() -> str:
