@@ -71,7 +71,7 @@ class Case:
 @dataclass(frozen=True)
 class Batch:
     """Cases of one context and seed. same_batches: the full cache reads in the same batches as the others, for figures
-    that compare logits; otherwise it reads as llama.cpp does by default."""
+    that compare logits; otherwise it reads as llama.cpp does by default, unless questions share documents."""
 
     context: int
     seed: int

@@ -120,8 +120,13 @@ def html_table(task: str, found: Sequence[Row]) -> str:
 
 def markdown(records: Sequence[Record]) -> str:
     """All tasks as Markdown: grids of methods and budgets, by kind where there are several, then every row."""
+    return "\n\n".join([CONVENTION, how_to_read(), *markdown_tables(records)]) + "\n"
+
+
+def markdown_tables(records: Sequence[Record]) -> list[str]:
+    """The same without what explains them: headings and tables, to be set apart by empty lines."""
     found, by_part = rows(records), rows(records, by_part=True)
-    parts = [CONVENTION, how_to_read()]
+    parts = []
     for model, task in dict.fromkeys((row.model, row.task) for row in found):
         mine = [row for row in found if (row.model, row.task) == (model, task)]
         kinds = [row for row in by_part if (row.model, row.task) == (model, task)]
@@ -129,11 +134,15 @@ def markdown(records: Sequence[Record]) -> str:
         parts.append(f"### {_plain(task)}, {_plain(model)}")
         parts += _grids(task, mine)
         if len({row.part for row in kinds}) > 1:
-            parts += _grids(task, kinds)
+            parts.append(_folded(f"{task}: by kind", _grids(task, kinds)))
         numbers = [cell.number for cell in lines[0]] if lines else [False] * len(heads)
-        body = _table(heads, numbers, lines)
-        parts.append(f"<details><summary>{_plain(task)}: all rows</summary>\n\n{body}\n\n</details>")
-    return "\n\n".join(parts) + "\n"
+        parts.append(_folded(f"{task}: all rows", [_table(heads, numbers, lines)]))
+    return parts
+
+
+def _folded(summary: str, parts: Sequence[str]) -> str:
+    """What a page shows on demand."""
+    return "\n\n".join([f"<details><summary>{_plain(summary)}</summary>", *parts, "</details>"])
 
 
 def _grids(task: str, found: Sequence[Row]) -> list[str]:
@@ -160,7 +169,7 @@ def _grid_cell(found: Sequence[Row], figure: str, cell: GridCell | None) -> Cell
 
 
 def _table(heads: Sequence[str], numbers: Sequence[bool], lines: Sequence[Sequence[Cell]]) -> str:
-    text = [_line(heads), _line(["---:" if number else "---" for number in numbers])]
+    text = [_line([_plain(head) for head in heads]), _line(["---:" if number else "---" for number in numbers])]
     for line in lines:
         text.append(_line([f"**{_plain(c.text)}**" if c.strong else _plain(c.text) for c in line]))
     return "\n".join(text)
@@ -172,8 +181,8 @@ def how_to_read() -> str:
         "In brackets are 95 % intervals over the samples: Student's t, or Wilson's where every score is 0 or 1. "
         "Differences to the full cache are paired, sample by sample. Memory is that of the cells (budget and reserve); "
         "with exact prefill the whole text is held while it is read. best: the best of its length, prefill and budget, "
-        "by the first figure; level: its paired difference to the best has an interval that holds 0. In grids of methods "
-        "and budgets the best of a column is bold, and = says level."
+        "by the first figure; level: its paired difference to the best has an interval that holds 0. In grids of "
+        "methods and budgets the best of a column is bold, and = says level."
     )
 
 
