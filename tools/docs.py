@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 try:
     import _help
+    import _quality
     import _results
     import _settings
     import _tasks
@@ -45,6 +46,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "longbench tasks": _tasks.longbench,
     "infinitebench tasks": _tasks.infinitebench,
     "reason tasks": _tasks.reason,
+    "quality commands": _quality.commands,
+    "quality reading": _quality.reading,
+    "quality standing": _quality.standing,
+    "quality fidelity": _quality.block("fidelity"),
+    "quality niah": _quality.block("niah"),
+    "quality ablation": _quality.block("ablation"),
+    "quality prefill": _quality.block("prefill"),
+    "quality ruler": _quality.ruler,
+    "quality long": _quality.block("long"),
 }
 _BLOCK = re.compile(r"(<!-- generated: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _MARK = re.compile(r"<!-- (?:generated: [^>]+?|end) -->")

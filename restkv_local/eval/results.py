@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import RestkvError
+from .compact import COMMON, merged
 
 Record = dict[str, Any]
 SUFFIX = ".jsonl"
@@ -78,8 +79,10 @@ class ResultFile:
 
 
 def _repaired(path: Path, say: Callable[[str], None]) -> list[Record]:
-    """The records of a file, which then ends with a whole line."""
+    """The records of a file, which then ends with a whole line. Raises ResultsError for a compact one."""
     data = path.read_bytes()
+    if data.startswith(f'{{"{COMMON}":'.encode()):
+        raise ResultsError(f"'{path}' is compact and cannot go on; name the folder that it was made from")
     whole, torn = _split(data)
     if torn is not None:
         say(f"{path}: its last line was torn when a run was stopped; it is measured again")
@@ -106,6 +109,7 @@ def _split(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _records(path: Path, data: bytes) -> Iterator[Record]:
+    common: Record = {}
     for number, line in enumerate(data.splitlines(), start=1):
         if not line.strip():
             continue
@@ -113,6 +117,11 @@ def _records(path: Path, data: bytes) -> Iterator[Record]:
             record = json.loads(line)
         except ValueError as error:
             raise ResultsError(f"{path}, line {number}: not JSON ({error}); remove the line") from None
+        if isinstance(record, dict) and isinstance(record.get(COMMON), dict):
+            common = record[COMMON]
+            continue
+        if common and isinstance(record, dict):
+            record = merged(common, record)
         missing = [name for name in _NEEDED if not isinstance(record, dict) or name not in record]
         if missing:
             raise ResultsError(f"{path}, line {number}: no result of restkv-eval ('{missing[0]}' is missing)")
