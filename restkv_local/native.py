@@ -243,10 +243,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_arm": (C.c_int, [C.POINTER(Params), C.c_char_p, C.c_char_p]),
     "restkv_disarm": (None, []),
     "restkv_arm_shares": (C.c_int, [C.POINTER(ShareParams)]),
-    "restkv_share": (
-        C.c_int,
-        [C.c_void_p, C.c_void_p, C.c_uint32, C.c_uint32, C.c_double, C.c_uint32, C.c_bool, C.c_void_p],
-    ),
     "restkv_evict": (C.c_int, [C.c_void_p, C.c_uint32]),
     "restkv_get_stats": (C.c_int, [C.c_void_p, C.POINTER(Stats)]),
     "restkv_get_events": (C.c_uint32, [C.c_void_p, C.POINTER(Event), C.c_uint32]),
@@ -255,6 +251,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_score": (C.c_int, [C.POINTER(ScoreArgs), C.POINTER(ScoreOut)]),
     "restkv_score_on": (C.c_int, [C.POINTER(ScoreArgs), C.c_char_p, C.c_uint64, C.POINTER(ScoreOut)]),
     "restkv_select": (C.c_int, [C.c_void_p, C.c_uint32, C.c_uint32, C.c_void_p]),
+    "restkv_share": (
+        C.c_int,
+        [C.c_void_p, C.c_void_p, C.c_uint32, C.c_uint32, C.c_double, C.c_uint32, C.c_bool, C.c_void_p],
+    ),
     "restkv_compact": (C.c_int, [C.c_void_p, C.c_size_t, C.c_size_t, C.c_size_t, C.c_void_p, C.c_uint32]),
     "restkv_device_count": (C.c_uint32, []),
     "restkv_get_device": (C.c_int, [C.c_uint32, C.POINTER(Device)]),

@@ -19,6 +19,8 @@ CASES: list[dict[str, Any]] = [
     {"method": "snapkv", "pooling": "avgpool", "kernel": 5},
     {"method": "streamingllm"},
     {"metric_mode": "before"},
+    {"allocation": "pyramid"},
+    {"allocation": "ada"},
 ]
 
 
@@ -43,6 +45,7 @@ def check(folder: str, port: str, paths: list[str]) -> None:
     import numpy as np
 
     from restkv_local import kernels, native
+    from restkv_local.allocation import share_out
     from restkv_local.config import EvictConfig
 
     native.lib()
@@ -52,7 +55,7 @@ def check(folder: str, port: str, paths: list[str]) -> None:
     ggml.ggml_backend_register(rpc.ggml_backend_rpc_add_server(f"127.0.0.1:{port}".encode()))
 
     from score_cases import random_arrays
-    from test_graph import run
+    from test_graph import BUDGET, run
 
     data = random_arrays(3)
     params: dict[str, Any] = {"method": "restkv", "budget": 80, "window": 16, "scale": 30, "reduce": "mean"}
@@ -61,7 +64,8 @@ def check(folder: str, port: str, paths: list[str]) -> None:
     print(json.dumps({"score_error": error, "same_sets": bool(np.array_equal(graph[2], fused[2]))}), flush=True)
 
     def case(path: str, changes: dict[str, Any], kv: str) -> None:
-        graph, host = (run(Path(path), EvictConfig(stages=way).with_(**changes), kv=kv) for way in ("auto", "host"))
+        ways = [EvictConfig(stages=way).with_(**changes) for way in ("auto", "host")]
+        graph, host = (run(Path(path), way, kv=kv, shares=share_out(way, BUDGET, 2, 2)) for way in ways)
         said = {
             "model": Path(path).name,
             "changes": changes,
