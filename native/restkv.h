@@ -19,10 +19,11 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 3
+#define RESTKV_ABI_VERSION 4
 
 #define RESTKV_NAME_MAX   32
 #define RESTKV_REASON_MAX 192
+#define RESTKV_TEXT_MAX   128
 
 #ifdef __cplusplus
 extern "C" {
@@ -222,13 +223,15 @@ typedef struct restkv_score_args {
     uint32_t        cursor;       // method lacache: cell where the next rung starts; 0: after the sinks
     uint32_t        n_rows;       // queries given: those of the last n_rows cells; 0: window
     uint32_t        all_visible;  // method h2o: rows before the window see every cell, as in the published ReST-KV code
-    int32_t         type_kv;      // ggml type of k and v: F32 or F16
+    int32_t         type_kv;      // ggml type of k and v: F32, F16, BF16, Q8_0 or Q4_0
     float           attn_scale;   // 0: 1 / sqrt(n_embd_head)
+    float           softcap;      // of the logits; 0: none
     const float *   q;            // [n_head, n_rows, n_embd_head]
     const void *    k;            // [n_head_kv, N, n_embd_head]
     const void *    v;            // [n_head_kv, N, n_embd_head]
     const float *   wo;           // [n_embd_out, n_head * n_embd_head], or NULL
     const int32_t * pos;          // [n_head_kv, N] ascending text positions, or NULL: 0 .. N-1
+    const float *   sinks;        // [n_head] logits of attention sinks, or NULL
 } restkv_score_args;
 
 typedef struct restkv_score_out {
@@ -252,6 +255,56 @@ RESTKV_API restkv_status restkv_select(const float * scores, uint32_t n, uint32_
 // Move the bytes [offset, offset + n_bytes) of row src[i] to row i, i ascending; src ascending and src[i] >= i.
 RESTKV_API restkv_status restkv_compact(void * rows, size_t row_stride, size_t offset, size_t n_bytes,
                                         const int32_t * src, uint32_t n);
+
+// ---- devices -----------------------------------------------------------------------------------
+
+typedef enum restkv_device_kind {
+    RESTKV_DEVICE_CPU   = 0,
+    RESTKV_DEVICE_GPU   = 1,
+    RESTKV_DEVICE_IGPU  = 2,  // a GPU in the memory of the host
+    RESTKV_DEVICE_ACCEL = 3,  // helps the CPU, holds no cache
+    RESTKV_DEVICE_META  = 4,  // stands for several others
+} restkv_device_kind;
+
+typedef struct restkv_device {
+    char     name[RESTKV_NAME_MAX];         // as ggml names it: "CUDA0"
+    char     description[RESTKV_TEXT_MAX];  // "NVIDIA ..."
+    char     backend[RESTKV_NAME_MAX];      // "CUDA"
+    char     bus[RESTKV_NAME_MAX];          // PCI address, or ""
+    int32_t  kind;                          // restkv_device_kind
+    uint32_t host_memory;                   // 1: the host can read its memory
+    uint64_t memory_free;
+    uint64_t memory_total;
+} restkv_device;
+
+RESTKV_API uint32_t      restkv_device_count(void);
+RESTKV_API restkv_status restkv_get_device(uint32_t i, restkv_device * out);
+
+// Contexts that are made from now on in this process run no graphs on this device: its layers go through the host, and
+// their stats give the reason. reason NULL or "": it is trusted again, as every device is at first.
+RESTKV_API restkv_status restkv_distrust(const char * device, const char * reason);
+
+// Move rows of K and V on a device, as an eviction does: of every KV head, cell kept[i] goes to i. k and v: the rows of
+// a cache, [n_cells][n_head_kv][one head's row of n_embd_head values in the ggml type], moved in place. kept:
+// [n_head_kv, n_kept], ascending, kept[i] >= i. RESTKV_UNSUPPORTED when the device lacks an op.
+RESTKV_API restkv_status restkv_compact_on(const char * device, int32_t type_kv, uint32_t n_head_kv,
+                                           uint32_t n_embd_head, uint32_t n_cells, void * k, void * v,
+                                           const int32_t * kept, uint32_t n_kept, uint64_t tile_floats);
+
+// The shortest of several rounds, in microseconds, for one layer.
+typedef struct restkv_device_times {
+    uint64_t us_attend;     // attend and score as a graph, and what comes back
+    uint64_t us_choose;     // smooth and select, on one thread of the host
+    uint64_t us_compact;    // rows moved
+    uint64_t us_copy;       // a copy within the memory of the device
+    uint64_t bytes_attend;  // of K and V
+    uint64_t bytes_moved;   // read and written
+    uint64_t bytes_copied;  // read and written
+} restkv_device_times;
+
+// Time restkv_score_on() and the moves of its sets, and a plain copy. rounds: at least 1, after one that is not counted.
+RESTKV_API restkv_status restkv_time_on(const restkv_score_args * args, const char * device, uint32_t rounds,
+                                        restkv_device_times * out);
 
 #ifdef __cplusplus
 }

@@ -20,6 +20,15 @@ static uint32_t rows_of(const restkv_score_args & a) {
     return a.n_rows > 0 ? a.n_rows : a.params.window;
 }
 
+bool restkv_is_kv_type(int32_t type, uint32_t n_embd_head) {
+    for (const ggml_type known : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        if (type == known) {
+            return n_embd_head % ggml_blck_size(known) == 0;
+        }
+    }
+    return false;
+}
+
 restkv_status restkv_check_score(const restkv_score_args & a, const restkv_score_out & out) {
     if (const restkv_status status = restkv_check_params(a.params)) {
         return status;
@@ -42,8 +51,12 @@ restkv_status restkv_check_score(const restkv_score_args & a, const restkv_score
     if (a.n_cells <= a.params.window) {
         return restkv_fail(RESTKV_INVALID, "restkv_score: more cells than the window are needed");
     }
-    if (a.type_kv != GGML_TYPE_F32 && a.type_kv != GGML_TYPE_F16) {
-        return restkv_fail(RESTKV_INVALID, "restkv_score: k and v must be float32 or float16");
+    if (!restkv_is_kv_type(a.type_kv, a.n_embd_head)) {
+        return restkv_fail(RESTKV_INVALID,
+                           "restkv_score: k and v must be F32, F16, BF16, Q8_0 or Q4_0, in whole blocks");
+    }
+    if (!std::isfinite(a.softcap) || a.softcap < 0.0f) {
+        return restkv_fail(RESTKV_INVALID, "restkv_score: the soft-cap must not be negative");
     }
     if (a.wo && a.n_embd_out == 0) {
         return restkv_fail(RESTKV_INVALID, "restkv_score: W_o has no rows");
@@ -133,8 +146,7 @@ restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * ou
     const uint32_t n_rows = rows_of(a);
     const uint32_t n_past = a.n_cells - p.window;
     const uint32_t n_keep = p.budget - p.window;
-    const size_t   size   = a.type_kv == GGML_TYPE_F32 ? sizeof(float) : sizeof(ggml_fp16_t);
-    const size_t   stride = a.n_embd_head * size;
+    const size_t   stride = ggml_row_size((ggml_type) a.type_kv, a.n_embd_head);
     const float    scale  = a.attn_scale != 0.0f ? a.attn_scale : 1.0f / std::sqrt((float) a.n_embd_head);
 
     try {
@@ -164,6 +176,8 @@ restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * ou
             view.row_pos              = row_pos.data();
             view.group                = group;
             view.d_k = view.d_v = a.n_embd_head;
+            view.softcap        = a.softcap;
+            view.sinks          = a.sinks ? a.sinks + (size_t) hk * group : nullptr;
             view.wo       = wo.empty() ? nullptr : wo.data() + (size_t) hk * group * a.n_embd_head * a.n_embd_head;
             view.layer    = a.layer;
             view.head_kv  = hk;

@@ -7,6 +7,9 @@
 
 #include <vector>
 
+// Whether a cache of KV heads of this size can have this ggml type.
+bool restkv_is_kv_type(int32_t type, uint32_t n_embd_head);
+
 // RESTKV_OK, or RESTKV_INVALID with a sentence.
 restkv_status restkv_check_score(const restkv_score_args & args, const restkv_score_out & out);
 

@@ -52,6 +52,10 @@ GUIDE_MAX = 128
 # Capacities are rounded up to this many cells: the attention kernels read that many at a time.
 CELL_PAD = 256
 
+# When a device is right (restkv_local.check): largest relative error of a score, smallest share of equal sets.
+CHECK_ERROR_MAX = 1e-3
+CHECK_SETS_MIN = 0.995
+
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 

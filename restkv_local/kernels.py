@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ def score(
     *,
     backend: str = "cpu",
     pos: Any = None,
+    sinks: Any = None,
     n_threads: int = 0,
     **params: Any,
 ) -> Scores:
@@ -40,11 +42,9 @@ def score(
     if backend != "cpu" and not (backend.startswith(GRAPH) and len(backend) > len(GRAPH)):
         raise ConfigError(f"backend must be 'cpu' or '{GRAPH}' and the name of a device; got {backend!r}")
     device = None if backend == "cpu" else backend.removeprefix(GRAPH)
-    inputs = prepare(q_win, k, v, wo, pos, None, params)
-    p = inputs.params
-    for name in ("softcap", "n_tail"):
-        if getattr(p, name):
-            raise ConfigError(f"{name} works in restkv_local.reference only; leave it out")
+    inputs = prepare(q_win, k, v, wo, pos, sinks, params)
+    if inputs.params.n_tail:
+        raise ConfigError("n_tail works in restkv_local.reference only; leave it out")
     raw, smoothed, indices, kernels, shifts = run_stages(inputs, n_threads, device)
     if inputs.n_keep != indices.shape[1]:
         # a pyramid's share: the stages select budget - window cells, and the drift needs that plain budget
@@ -52,10 +52,22 @@ def score(
     return raw, smoothed, indices, kernels, shifts
 
 
-def run_stages(inputs: ScoreInputs, n_threads: int, device: str | None = None, tile_floats: int = 0) -> Scores:
+@dataclass(frozen=True)
+class Packed:
+    """Keys and values as the rows of a cache: ggml type, k and v [kv_heads, N, bytes of a row] uint8."""
+
+    type: int
+    k: npt.NDArray[np.uint8]
+    v: npt.NDArray[np.uint8]
+
+
+def run_stages(
+    inputs: ScoreInputs, n_threads: int, device: str | None = None, tile_floats: int = 0, packed: Packed | None = None
+) -> Scores:
     """One call of restkv_score on checked arrays; with a device, of restkv_score_on.
 
-    tile_floats: largest intermediate tensor on the device, 0 for the default.
+    tile_floats: largest intermediate tensor on the device, 0 for the default. packed: what is read instead of the
+    inputs' k and v.
     """
     p, past = inputs.params, inputs.n_past
     sets = inputs.n_heads if p.reduce is None else inputs.n_kv_heads
@@ -65,27 +77,7 @@ def run_stages(inputs: ScoreInputs, n_threads: int, device: str | None = None, t
     shifts = np.empty(inputs.n_heads, dtype=np.int32)
     # room for budget - window cells; with fewer past cells than that only the first are filled
     flat = np.empty(sets * (p.budget - p.window), dtype=np.int32)
-    pos = None if inputs.pos is None else np.ascontiguousarray(inputs.pos, dtype=np.int32)
-    args = native.ScoreArgs(
-        params=score_params(inputs, n_threads),
-        n_head=inputs.n_heads,
-        n_head_kv=inputs.n_kv_heads,
-        n_embd_head=inputs.head_size,
-        n_cells=inputs.n_cells,
-        n_embd_out=0 if inputs.wo is None else inputs.wo.shape[0],
-        layer=p.layer,
-        n_layer=p.num_layers or 1,
-        cursor=p.cursor,
-        n_rows=inputs.n_rows,
-        all_visible=p.official_mask,
-        type_kv=native.GGML_F16 if inputs.k.dtype == np.float16 else native.GGML_F32,
-        attn_scale=p.attn_scale or 0.0,
-        q=address(inputs.q),
-        k=address(inputs.k),
-        v=address(inputs.v),
-        wo=address(inputs.wo),
-        pos=address(pos),
-    )
+    args = score_args(inputs, n_threads, packed)
     out = native.ScoreOut(
         raw=address(raw),
         smoothed=address(smoothed),
@@ -101,6 +93,37 @@ def run_stages(inputs: ScoreInputs, n_threads: int, device: str | None = None, t
     if not p.pools:
         kernels.fill(p.kernel)  # what the caller said, which nothing looks at
     return raw, smoothed, flat.reshape(sets, -1), kernels, shifts
+
+
+def score_args(inputs: ScoreInputs, n_threads: int, packed: Packed | None = None) -> native.ScoreArgs:
+    """restkv_score_args of checked arrays, which it keeps alive; packed: as of run_stages."""
+    p = inputs.params
+    pos = None if inputs.pos is None else np.ascontiguousarray(inputs.pos, dtype=np.int32)
+    half = native.GGML_F16 if inputs.k.dtype == np.float16 else native.GGML_F32
+    args = native.ScoreArgs(
+        params=score_params(inputs, n_threads),
+        n_head=inputs.n_heads,
+        n_head_kv=inputs.n_kv_heads,
+        n_embd_head=inputs.head_size,
+        n_cells=inputs.n_cells,
+        n_embd_out=0 if inputs.wo is None else inputs.wo.shape[0],
+        layer=p.layer,
+        n_layer=p.num_layers or 1,
+        cursor=p.cursor,
+        n_rows=inputs.n_rows,
+        all_visible=p.official_mask,
+        type_kv=half if packed is None else packed.type,
+        attn_scale=p.attn_scale or 0.0,
+        softcap=p.softcap,
+        q=address(inputs.q),
+        k=address(inputs.k if packed is None else packed.k),
+        v=address(inputs.v if packed is None else packed.v),
+        wo=address(inputs.wo),
+        pos=address(pos),
+        sinks=address(inputs.sinks),
+    )
+    args.keep = (inputs, pos, packed)
+    return args
 
 
 def score_params(inputs: ScoreInputs, n_threads: int) -> native.Params:

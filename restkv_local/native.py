@@ -15,10 +15,11 @@ from typing import Any
 from .config import EvictConfig
 from .errors import ConfigError, EvictionError, LibraryError, ModelError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
+TEXT_MAX = 128
 
 OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY = range(6)
 
@@ -29,6 +30,8 @@ REDUCE: dict[str | None, int] = {None: 0, "mean": 1, "max": 2}
 INDICATOR = {"reconstruction": 0, "attention": 1, "attention-value-norm": 2}
 ROWS = {"ema": 1, "mean": 2, "inverted-ema": 3, "last": 4, "sum": 5}
 STAGES = {"auto": 0, "fused": 1, "graph": 2, "host": 3}
+# Kinds of devices, by restkv_device_kind.
+DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
 # ggml types of the arrays that restkv_score takes.
 GGML_F32, GGML_F16 = 0, 1
 
@@ -142,8 +145,9 @@ class Event(C.Structure):
 
 
 class ScoreArgs(C.Structure):
-    """restkv_score_args"""
+    """restkv_score_args. keep: the arrays that it points to, which must outlive it."""
 
+    keep: object = None
     _fields_ = [
         ("params", Params),
         ("n_head", C.c_uint32),
@@ -158,11 +162,13 @@ class ScoreArgs(C.Structure):
         ("all_visible", C.c_uint32),
         ("type_kv", C.c_int32),
         ("attn_scale", C.c_float),
+        ("softcap", C.c_float),
         ("q", C.c_void_p),
         ("k", C.c_void_p),
         ("v", C.c_void_p),
         ("wo", C.c_void_p),
         ("pos", C.c_void_p),
+        ("sinks", C.c_void_p),
     ]
 
 
@@ -175,6 +181,35 @@ class ScoreOut(C.Structure):
         ("kernel_sizes", C.c_void_p),
         ("shifts", C.c_void_p),
         ("indices", C.c_void_p),
+    ]
+
+
+class Device(C.Structure):
+    """restkv_device"""
+
+    _fields_ = [
+        ("name", C.c_char * NAME_MAX),
+        ("description", C.c_char * TEXT_MAX),
+        ("backend", C.c_char * NAME_MAX),
+        ("bus", C.c_char * NAME_MAX),
+        ("kind", C.c_int32),
+        ("host_memory", C.c_uint32),
+        ("memory_free", C.c_uint64),
+        ("memory_total", C.c_uint64),
+    ]
+
+
+class DeviceTimes(C.Structure):
+    """restkv_device_times"""
+
+    _fields_ = [
+        ("us_attend", C.c_uint64),
+        ("us_choose", C.c_uint64),
+        ("us_compact", C.c_uint64),
+        ("us_copy", C.c_uint64),
+        ("bytes_attend", C.c_uint64),
+        ("bytes_moved", C.c_uint64),
+        ("bytes_copied", C.c_uint64),
     ]
 
 
@@ -197,6 +232,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_score_on": (C.c_int, [C.POINTER(ScoreArgs), C.c_char_p, C.c_uint64, C.POINTER(ScoreOut)]),
     "restkv_select": (C.c_int, [C.c_void_p, C.c_uint32, C.c_uint32, C.c_void_p]),
     "restkv_compact": (C.c_int, [C.c_void_p, C.c_size_t, C.c_size_t, C.c_size_t, C.c_void_p, C.c_uint32]),
+    "restkv_device_count": (C.c_uint32, []),
+    "restkv_get_device": (C.c_int, [C.c_uint32, C.POINTER(Device)]),
+    "restkv_distrust": (C.c_int, [C.c_char_p, C.c_char_p]),
+    "restkv_compact_on": (
+        C.c_int,
+        [C.c_char_p, C.c_int32, *[C.c_uint32] * 3, C.c_void_p, C.c_void_p, C.c_void_p, C.c_uint32, C.c_uint64],
+    ),
+    "restkv_time_on": (C.c_int, [C.POINTER(ScoreArgs), C.c_char_p, C.c_uint32, C.POINTER(DeviceTimes)]),
 }
 
 

@@ -37,6 +37,8 @@ MIRROR: dict[str, type[C.Structure]] = {
     "restkv_event": native.Event,
     "restkv_score_args": native.ScoreArgs,
     "restkv_score_out": native.ScoreOut,
+    "restkv_device": native.Device,
+    "restkv_device_times": native.DeviceTimes,
 }
 
 
@@ -387,7 +389,7 @@ def test_refusals_of_kernels() -> None:
         ({"backend": "cuda"}, "backend must be .cpu. or .graph:. and the name of a device; got .cuda."),
         ({"kernel": 6}, "kernel must be odd; try 7"),
         ({"window": 15}, "window must be even"),
-        ({"softcap": 30.0}, "softcap works in restkv_local.reference only"),
+        ({"n_tail": 30}, "n_tail works in restkv_local.reference only"),
         ({"v": arrays["v"].astype(np.float16)}, "k and v must have the same shape and type"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -6,6 +6,7 @@
 #include "graph.h"
 #include "methods/methods.h"
 #include "parallel.h"
+#include "trust.h"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
@@ -76,6 +77,10 @@ std::string restkv_cache::init_graph(ggml_backend_buffer_type_t buft, const std:
                                           ggml_backend_buft_get_device(buft);
     if (!device || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META) {
         return std::string(ggml_backend_buft_name(buft)) + " is spread over several devices";
+    }
+    const std::string distrust = restkv_distrusted(ggml_backend_dev_name(device));
+    if (!distrust.empty()) {
+        return distrust;
     }
     std::vector<restkv_graph_layer> shapes;
     for (const uint32_t l : members) {

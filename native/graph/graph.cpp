@@ -2,6 +2,12 @@
 
 #include "build.h"
 
+#ifdef RESTKV_TEST_WRONG_STAGE
+#    include "wrong_stage.h"
+#else
+static void restkv_make_wrong(ggml_cgraph *) {}
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -71,6 +77,7 @@ void restkv_graph::run(ggml_gallocr_t memory, ggml_cgraph * gf) {
     if (!ggml_gallocr_alloc_graph(memory, gf)) {
         throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft));
     }
+    restkv_make_wrong(gf);
     if (ggml_backend_graph_compute(backend, gf) != GGML_STATUS_SUCCESS) {
         throw std::runtime_error(std::string(ggml_backend_name(backend)) + " failed");
     }
