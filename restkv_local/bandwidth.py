@@ -1,5 +1,4 @@
-"""What ggml tells of this machine's devices, and how fast each copies its own memory: the yardstick of an eviction,
-which reads cells and moves them."""
+"""How fast a device copies its own memory: the yardstick of an eviction, which reads cells and moves them."""
 
 from __future__ import annotations
 
@@ -10,30 +9,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import native
-from .errors import ConfigError, LibraryError, RestkvError
+from .check.devices import find_device
+from .errors import LibraryError, RestkvError
 
-KINDS = ("cpu", "gpu", "igpu", "accelerator", "meta")  # ggml_backend_dev_type
 # Bytes of the tensor that is copied: more than the caches of a device hold.
 COPY_BYTES = 256 << 20
 _COPY_MIN = 1 << 20
 _ROW = 4096  # floats; many rows, so that a CPU shares them out
 _TIMES = 5
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device of ggml. kind: one of KINDS. Memory in bytes; of the CPU it is that of the machine."""
-
-    name: str
-    description: str
-    kind: str
-    free: int
-    total: int
 
 
 class _InitParams(C.Structure):
@@ -50,9 +37,6 @@ _SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
     },
     "ggml-base": {
         "ggml_backend_dev_name": (C.c_char_p, [C.c_void_p]),
-        "ggml_backend_dev_description": (C.c_char_p, [C.c_void_p]),
-        "ggml_backend_dev_type": (C.c_int, [C.c_void_p]),
-        "ggml_backend_dev_memory": (None, [C.c_void_p, C.POINTER(C.c_size_t), C.POINTER(C.c_size_t)]),
         "ggml_backend_dev_init": (C.c_void_p, [C.c_void_p, C.c_char_p]),
         "ggml_backend_dev_backend_reg": (C.c_void_p, [C.c_void_p]),
         "ggml_backend_reg_get_proc_address": (C.c_void_p, [C.c_void_p, C.c_char_p]),
@@ -102,38 +86,15 @@ def _file(folder: Path, library: str) -> Path:
     return path if path.exists() else folder / f"lib{library}.so"
 
 
-def devices() -> list[Device]:
-    """Every device of the library, in its order. Raises LibraryError."""
-    ggml = _ggml()
-    found = []
-    for i in range(ggml.ggml_backend_dev_count()):
-        device = ggml.ggml_backend_dev_get(i)
-        free, total = C.c_size_t(), C.c_size_t()
-        ggml.ggml_backend_dev_memory(device, C.byref(free), C.byref(total))
-        name, description = ggml.ggml_backend_dev_name(device), ggml.ggml_backend_dev_description(device)
-        kind = KINDS[ggml.ggml_backend_dev_type(device)]
-        found.append(Device(name.decode(), description.decode(errors="replace"), kind, free.value, total.value))
-    return found
-
-
-def device_named(name: str) -> Device:
-    """The device of that name, its free memory as of now. Raises ConfigError."""
-    found = devices()
-    for device in found:
-        if device.name == name:
-            return device
-    raise ConfigError(f"there is no device '{name}'; known are {', '.join(device.name for device in found)}")
-
-
 def copy_speed(name: str, n_bytes: int = COPY_BYTES) -> float:
     """Bytes per second of a copy inside a device's memory, each byte counted twice: it is read and written.
 
     n_bytes: size of what is copied; less where the device has not four times as much free. The median of five runs.
     Raises ConfigError for an unknown device, RestkvError when it cannot copy.
     """
-    known = device_named(name)
-    if known.free:
-        n_bytes = min(n_bytes, known.free // 4)
+    free = find_device(name).memory_free
+    if free:
+        n_bytes = min(n_bytes, free // 4)
     rows = max(_COPY_MIN, n_bytes) // (4 * _ROW)
     ggml = _ggml()
     device = next(

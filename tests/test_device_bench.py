@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from restkv_local import bandwidth, random_gguf
+from restkv_local.check.devices import Device
 from restkv_local.cli import device_bench, speed
 from restkv_local.cli.bench import main
 from restkv_local.errors import ConfigError
@@ -58,8 +59,8 @@ def test_targets(value: float | None, asked: dict[str, float], met: bool | None)
 
 
 def test_place_of_the_cells() -> None:
-    cpu = bandwidth.Device("CPU", "a processor", "cpu", 1, 1)
-    gpus = [bandwidth.Device(f"CUDA{i}", "a card", "gpu", 1, 1) for i in (0, 1)]
+    cpu = Device("CPU", "a processor", "CPU", "cpu", "", True, 1, 1)
+    gpus = [Device(f"CUDA{i}", "a card", "CUDA", "gpu", "", False, 1, 1) for i in (0, 1)]
     devices = [*gpus, cpu]
     assert device_bench.place("graph (CUDA1)", devices, -1) == "CUDA1"
     assert device_bench.place("graph (CUDA1, CUDA0)", devices, -1) == "CUDA0"
@@ -93,9 +94,6 @@ def test_an_eviction_inside_the_timed_steps_counts_with_its_share(monkeypatch: p
 
 @pytest.mark.usefixtures("native")
 def test_copy_on_the_cpu() -> None:
-    assert [device.kind for device in bandwidth.devices()].count("cpu") == 1
-    known = bandwidth.device_named("CPU")
-    assert 0 < known.free <= known.total
     # nothing copies slower than a disk, nor faster than this
     assert 1e8 < bandwidth.copy_speed("CPU", 1 << 24) < 1e13
     with pytest.raises(ConfigError, match="no device 'GPU9'; known are .*CPU"):

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import bandwidth, native
+from ..check.devices import Device, devices, find_device
 from ..errors import RestkvError
 from ..eval.origin import device as machine
 from ..eval.origin import versions
@@ -49,23 +50,23 @@ def measure(
 ) -> dict[str, Any]:
     """Evictions, memory, the comparison over a long text, and whether the targets are met; with machine, versions,
     settings and date. Seconds, bytes and bytes per second."""
-    devices = bandwidth.devices()
+    found_devices = devices()
     result: dict[str, Any] = {
         "device": machine(),
-        "devices": [asdict(found) for found in devices],
+        "devices": [found.to_json() for found in found_devices],
         "versions": versions(),
         "settings": {**asdict(settings), **asdict(wanted)},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     say("loading the model")
-    before = {found.name: found.free for found in devices}
+    before = {found.name: found.memory_free for found in found_devices}
     events: list[Any] = []
     # Room for the rounds; the cache itself does not know how long the text is.
     n_ctx = _positions(settings, wanted.rounds)
     engine = settings.load(engine_class, evict=settings.evict(), n_ctx=n_ctx, on_evict=events.append)
     try:
         report = engine.report()
-        where = place(report.backend, devices, settings.gpu_layers)
+        where = place(report.backend, found_devices, settings.gpu_layers)
         result["on"] = where
         say(f"copying inside the memory of {where}")
         copy = bandwidth.copy_speed(where, wanted.copy_bytes)
@@ -90,7 +91,7 @@ def measure(
     return result
 
 
-def place(backend: str, devices: Sequence[bandwidth.Device], gpu_layers: int) -> str:
+def place(backend: str, devices: Sequence[Device], gpu_layers: int) -> str:
     """The device whose memory the cells are in: the one that the report names, else the first GPU that layers were
     given to, else the CPU."""
     graph = re.search(r"graph \(([^)]*)\)", backend)
@@ -203,9 +204,9 @@ def _memory(engine: Engine, where: str, free_before: int, text: int, say: Say) -
         "scratch_bytes": int(stats.bytes_scratch),
     }
     evicting = sum(parts.values())
-    known = bandwidth.device_named(where)
+    known = find_device(where)
     found: dict[str, Any] = {**parts, "evicting_bytes": evicting, "weight_bytes": model_bytes(engine)["all"]}
-    found["device_used_bytes"] = None if known.kind == "cpu" else max(0, free_before - known.free)
+    found["device_used_bytes"] = None if known.kind == "cpu" else max(0, free_before - known.memory_free)
     found |= {"stock_kv_bytes": None, "stock_device_bytes": None, "saved": None}
     if not text:
         return found
@@ -217,7 +218,7 @@ def _memory(engine: Engine, where: str, free_before: int, text: int, say: Say) -
             stock = _stock(engine, text)
         except RestkvError:
             return found | {"stock_failed": f"the full cache of {text} cells does not fit this device"}
-        found["stock_device_bytes"] = max(0, known.free - bandwidth.device_named(where).free)
+        found["stock_device_bytes"] = max(0, known.memory_free - find_device(where).memory_free)
         stock.close()
     return found
 
