@@ -55,6 +55,8 @@ CELL_PAD = 256
 # When a device is right (restkv_local.check): largest relative error of a score, smallest share of equal sets.
 CHECK_ERROR_MAX = 1e-3
 CHECK_SETS_MIN = 0.995
+# Most that the peak memory of a process may grow with the length of a text.
+MEMORY_GROWTH_MAX = 0.02
 
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 

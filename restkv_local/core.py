@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from . import native, quiet
 from .binding import LIBRARY, Llama, c
+from .check.first_load import trust_devices
 from .config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig
 from .construct import construct, probe_model
 from .errors import RestkvError
@@ -100,6 +101,9 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                 evict, budget=self.plan.budget, capacity=self.plan.capacity, n_threads=threads_batch
             )
 
+        on_device = n_gpu_layers != 0 and llama.get("offload_kqv", True)
+        wrong = trust_devices() if params is not None and on_device and evict.stages in ("auto", "graph") else []
+
         def arm() -> None:
             if params is not None:
                 native.check(LIBRARY.restkv_arm(ctypes.byref(params), str(path).encode(), cache_folder()))
@@ -128,6 +132,9 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
             self._facts = Facts(self._ctx.ctx, self.plan)
             self._abort = ctypes.cast(LIBRARY.restkv_abort_on_flag, c.ggml_abort_callback)
             c.llama_set_abort_callback(self._ctx.ctx, self._abort, ctypes.addressof(self._stop))
+            self._facts.look()
+            if wrong and self._facts.backend_reason:  # of a device that holds layers
+                self._notice(f"evictions do not run as graphs where the cache lives: {self._facts.backend_reason}")
         except BaseException:
             self.close()
             raise

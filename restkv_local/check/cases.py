@@ -107,10 +107,9 @@ def arrays_of(case: ScoreCase) -> Arrays:
     """A random layer with a sink at its first cell and attention that moves along the text: the same every time."""
     rng = np.random.default_rng(_seed(case.name))
     d, n = case.head_size, case.cells
-    k = rng.standard_normal((case.kv_heads, n, d))
-    v = rng.standard_normal((case.kv_heads, n, d)) * np.exp(0.5 * rng.standard_normal((case.kv_heads, n, 1)))
-    packed_k, k = pack(k.astype(np.float32), case.type)
-    packed_v, v = pack(v.astype(np.float32), case.type)
+    lengths = np.exp(0.5 * rng.standard_normal((case.kv_heads, n, 1)))
+    packed_k, k = pack(rng.standard_normal((case.kv_heads, n, d)).astype(np.float32), case.type)
+    packed_v, v = pack((rng.standard_normal((case.kv_heads, n, d)) * lengths).astype(np.float32), case.type)
     kv_of = np.arange(case.heads) // (case.heads // case.kv_heads)
     q = rng.standard_normal((case.heads, case.window, d)) + 4.0 / np.sqrt(d) * k[kv_of, :1]
     walk = rng.random((case.heads, 1)) * n + rng.standard_normal((case.heads, 1)) * np.arange(case.window) * 3

@@ -71,11 +71,9 @@ class DeviceCheck:
     @property
     def verdict(self) -> Verdict:
         """The worst that was found; "unsupported" only when nothing ran."""
+        order: tuple[Verdict, ...] = ("mismatch", "failed", "ok")
         found = {stage.verdict for stage in self.stages}
-        for bad in ("mismatch", "failed"):
-            if bad in found:
-                return bad  # type: ignore[return-value]
-        return "ok" if "ok" in found else "unsupported"
+        return next((verdict for verdict in order if verdict in found), "unsupported")
 
     @property
     def reason(self) -> str:

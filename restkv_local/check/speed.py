@@ -1,4 +1,4 @@
-"""How fast a device evicts, at a stated shape: one layer of an 8B model."""
+"""How fast a device evicts, at a stated shape: one layer of a model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from .result import DeviceSpeed
 SHAPE: dict[str, Any] = {
     "heads": 32, "kv_heads": 8, "head_size": 128, "cells": 6144, "budget": 4096, "window": 32, "type": "f16"
 }  # fmt: skip
+# SmolLM2-135M's, for a processor.
+SMALL: dict[str, Any] = SHAPE | {"heads": 9, "kv_heads": 3, "head_size": 64, "cells": 2048, "budget": 1024}
 _ROUNDS = 3
 _SECOND = 1e-6
 

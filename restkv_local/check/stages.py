@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,8 @@ from ..reference.inputs import ScoreInputs, Scores, prepare
 from ..reference.select import reduce_heads
 from .cases import MOVES, SCORES, TYPES, Arrays, MoveCase, ScoreCase, arrays_of, rows_of
 from .devices import find_device
-from .result import DeviceCheck, StageCheck
-from .speed import measure_device
+from .result import DeviceCheck, Stage, StageCheck
+from .speed import SHAPE, SMALL, measure_device
 
 CPU = "CPU"
 # A score is compared with its own size, or with this share of the largest one of its head when it is smaller still:
@@ -32,34 +33,33 @@ def check_device(name: str, quick: bool = False) -> DeviceCheck:
     Raises ConfigError when there is no such device, LibraryError when the library is missing.
     """
     device, start = find_device(name), time.perf_counter()
-    found = [
-        _judged(_stage(case), case.name, lambda case=case: _scores(case, name))
-        for case in SCORES
-        if case.quick or not quick
-    ]
-    found += [
-        _judged("compact", case.name, lambda case=case: _moves(case, name)) for case in MOVES if case.quick or not quick
-    ]
+    found = _all(name, quick)
     works = all(stage.verdict != "failed" for stage in found) and any(stage.verdict == "ok" for stage in found)
-    speed = measure_device(name) if works and not quick else None
+    shape = SMALL if device.kind == "cpu" else SHAPE
+    speed = measure_device(name, shape) if works and not quick else None
     return DeviceCheck(device, "cpu-fused", quick, tuple(found), time.perf_counter() - start, speed)
 
 
 def check_fused(quick: bool = False) -> DeviceCheck:
     """The same for our own kernels on the CPU, against the reference (numba) and against numpy."""
     device, start = find_device(CPU), time.perf_counter()
-    found = [_judged(_stage(case), case.name, lambda case=case: _scores(case, None)) for case in SCORES
-             if case.quick or not quick]  # fmt: skip
-    found += [_judged("compact", case.name, lambda case=case: _moves(case, None)) for case in MOVES
-              if case.quick or not quick]  # fmt: skip
+    found = _all(None, quick)
     return DeviceCheck(device, "reference", quick, tuple(found), time.perf_counter() - start)
 
 
-def _stage(case: ScoreCase) -> str:
+def _all(device: str | None, quick: bool) -> list[StageCheck]:
+    """Every case on a device; None: our own kernels."""
+    scores = [case for case in SCORES if case.quick or not quick]
+    moves = [case for case in MOVES if case.quick or not quick]
+    found = [_judged(_stage(case), case.name, functools.partial(_scores, case, device)) for case in scores]
+    return found + [_judged("compact", case.name, functools.partial(_moves, case, device)) for case in moves]
+
+
+def _stage(case: ScoreCase) -> Stage:
     return "attend" if case.params["method"] == "snapkv" else "score"
 
 
-def _judged(stage: Any, case: str, run: Callable[[], dict[str, Any]]) -> StageCheck:
+def _judged(stage: Stage, case: str, run: Callable[[], dict[str, Any]]) -> StageCheck:
     """What `run` found, or why the device could not."""
     start = time.perf_counter()
     try:

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .._version import __version__
 from ..config import EvictConfig
 from ..errors import ConfigError
 from .commands import SUMMARIES, WITH_PATH, Leave, execute
+from .doctor import doctor
 from .documents import STDIN, read_document
-from .failure import Command, one_line
+from .failure import Group, one_line
 from .figures import turn_object
 from .options import CONTEXT_SETTINGS, EngineSettings, engine_class, engine_options
 from .session import Sampling, Session, Turn
@@ -28,7 +30,10 @@ _EPILOG = (
 )
 
 
-@click.command(cls=Command, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG)
+@click.group(
+    cls=Group, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG, invoke_without_command=True,
+    subcommand_metavar="[doctor ...]",
+)
 @engine_options()
 @click.option("--temp", type=click.FloatRange(min=0.0), default=None, help="Temperature of sampling; 0: the likeliest.")
 @click.option("--system", metavar="TEXT", default=None, help="System prompt.")
@@ -56,6 +61,9 @@ def main(
 
     The answer goes to standard output; progress and figures go to standard error.
     """
+    if ctx.invoked_subcommand is not None:
+        _refuse_options(ctx)
+        return
     interactive = ask is None and sys.stdin.isatty()
     if interactive and as_json:
         raise click.UsageError("--json needs a question: add --ask TEXT or pipe one in")
@@ -88,6 +96,16 @@ def main(
                 raise SystemExit(_EXIT_STOPPED)
     finally:
         engine.close()
+
+
+def _refuse_options(ctx: click.Context) -> None:
+    """A sub-command takes its own options: one before its name would do nothing."""
+    for parameter in ctx.command.params:
+        if parameter.name and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[-1]} does not belong to {ctx.invoked_subcommand}; leave it out")
+
+
+main.add_command(doctor)
 
 
 def _load(settings: EngineSettings, engine: Callable[..., Any], mailbox: Mailbox, *, guided: bool) -> Any:

@@ -48,3 +48,11 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         with one_line():
             return super().invoke(ctx)
+
+
+class Group(click.Group):
+    """A program that works without a sub-command too; its expected failures are one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with one_line():
+            return super().invoke(ctx)

@@ -103,7 +103,7 @@ def _row(
         notes.append(f"the evicting cache read {limit:,} of {context:,} tokens (--prefill-limit)")
     n_ctx = _padded(context + 2 * speed.decode_tokens + _WARM_UP)
     say(f"{context:,} tokens: peak memory, in a process of its own")
-    peak = _peak_of_child(settings, n_ctx, limit)
+    peak = peak_of_child(settings, n_ctx, limit)
     evicted: list[float] = []
     engine = settings.load(
         engine_class, evict=settings.evict(), n_ctx=n_ctx, on_evict=lambda event: evicted.append(event.seconds)
@@ -263,7 +263,7 @@ def _stock(engine: Engine, n_ctx: int, report: Any, notes: list[str]) -> StockCa
     )
 
 
-def _peak_of_child(settings: EngineSettings, n_ctx: int, n_tokens: int) -> dict[str, Any]:
+def peak_of_child(settings: EngineSettings, n_ctx: int, n_tokens: int) -> dict[str, Any]:
     """Run `_peak` in a fresh process, because this one holds the stock cache as well."""
     arguments = [
         *python_program("restkv_local.cli.bench"), "_peak",
