@@ -16,6 +16,8 @@ import _check_backend
 import _check_probe
 import _check_steps
 import _env
+import _gpu_results
+import _results
 import gpu_check
 from _check_run import FAILED, OK, SKIPPED, Run
 from _progress import SetupError
@@ -230,6 +232,30 @@ def test_stages_of_a_device() -> None:
     # a device that lacks operations is served through the host: slower, and right
     assert _check_steps._stages(right | {"verdict": "unsupported", "reason": "no y"})[0]
     assert not _check_steps._stages(right | {"verdict": "failed"})[0]
+
+
+def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_results, "FOLDER", tmp_path)
+    assert _gpu_results.gpu_checks() == f"Not measured yet; the command is `{_gpu_results.COMMAND}`."
+    eviction = {"model": "m.gguf", "cells_before": 6144, "cells_after": 4096, "seconds": 0.0123, "evict_share": 0.031}
+    text: dict[str, Any] = {"decode_ms": 9.0, "decode_ms_bound": 6.0, "stock_decode_ms": 30.0}
+    text |= {"stock_decode_ms_bound": 21.0, "first_token_seconds": 20.0, "first_token_seconds_bound": 15.0}
+    text |= {"stock_first_token_seconds": None}
+    bench = {"eviction": eviction | {"bytes_per_s": 3e11}, "memory": {"saved": 0.93}, "text": text}
+    steps = [
+        {"name": "tests", "status": FAILED, "result": None},
+        {"name": "bench", "status": OK, "result": bench | {"copy_bytes_per_s": 1e12}},
+    ]
+    found: dict[str, Any] = {"on": "CUDA0", "devices": [{"name": "CUDA0", "description": "A card"}], "steps": steps}
+    (tmp_path / "gpu-check-a.json").write_text(json.dumps(found | {"date": "2026-01-02T03:04:05"}))
+    row = (
+        "| A card (CUDA0) | m.gguf, 6,144 to 4,096 cells | 12.3 ms | 3.1% | 30% | 9.0 ms (6.0 ms) | 30.0 ms (21.0 ms) "
+        "| 20.0 s (15.0 s) | - | 93.0% | 1 right, wrong: tests | 2026-01-02 |"
+    )
+    assert row in _gpu_results.gpu_checks()
+    # without a measurement there is still a row
+    (tmp_path / "gpu-check-a.json").write_text(json.dumps(found | {"date": "2026-01-02", "steps": steps[:1]}))
+    assert "| A card (CUDA0) | - | - |" in _gpu_results.gpu_checks()
 
 
 # ---- the program -------------------------------------------------------------------------------
