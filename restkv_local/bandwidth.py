@@ -16,8 +16,9 @@ from . import native
 from .check.devices import find_device
 from .errors import LibraryError, RestkvError
 
-# Bytes of the tensor that is copied: more than the caches of a device hold.
-COPY_BYTES = 256 << 20
+# Bytes of the tensor that is copied: with its copy more than the caches of a device hold, and what every Vulkan driver
+# takes as one buffer.
+COPY_BYTES = 128 << 20
 _COPY_MIN = 1 << 20
 _ROW = 4096  # floats; many rows, so that a CPU shares them out
 _TIMES = 5
@@ -37,6 +38,7 @@ _SIGNATURES: dict[str, dict[str, tuple[Any, list[Any]]]] = {
     },
     "ggml-base": {
         "ggml_backend_dev_name": (C.c_char_p, [C.c_void_p]),
+        "ggml_backend_dev_supports_op": (C.c_bool, [C.c_void_p, C.c_void_p]),
         "ggml_backend_dev_init": (C.c_void_p, [C.c_void_p, C.c_char_p]),
         "ggml_backend_dev_backend_reg": (C.c_void_p, [C.c_void_p]),
         "ggml_backend_reg_get_proc_address": (C.c_void_p, [C.c_void_p, C.c_char_p]),
@@ -111,7 +113,10 @@ def copy_speed(name: str, n_bytes: int = COPY_BYTES) -> float:
         undo.append(lambda: ggml.ggml_free(context))
         source, target = (ggml.ggml_new_tensor_2d(context, native.GGML_F32, _ROW, rows) for _ in range(2))
         graph = ggml.ggml_new_graph(context)
-        ggml.ggml_build_forward_expand(graph, ggml.ggml_cpy(context, source, target))
+        copy = ggml.ggml_cpy(context, source, target)
+        if not ggml.ggml_backend_dev_supports_op(device, copy):
+            raise RestkvError(f"{name} cannot copy inside its own memory")
+        ggml.ggml_build_forward_expand(graph, copy)
         buffer = _taken(ggml.ggml_backend_alloc_ctx_tensors(context, backend), name)
         undo.append(lambda: ggml.ggml_backend_buffer_free(buffer))
         ggml.ggml_backend_buffer_clear(buffer, 0)

@@ -59,6 +59,11 @@ def test_backend_by_what_is_found(bare: dict[str, str], tmp_path: Path, monkeypa
     assert found.name == "cpu" and "found GPU 0: a card, but no nvcc" in found.why and "1234" not in found.why
     program(tmp_path, "glslc")
     monkeypatch.setattr(_check_backend.ctypes.util, "find_library", lambda name: f"lib{name}.so.1")
+    # nothing to run it on but a software device
+    monkeypatch.setattr(_check_backend, "_NODES", tmp_path / "dri")
+    assert chosen() == ("cpu", "")
+    (tmp_path / "dri").mkdir()
+    (tmp_path / "dri" / "renderD128").touch()
     assert chosen() == ("vulkan", "-DGGML_VULKAN=ON")
     nvcc = program(tmp_path, "nvcc", "release 13.0")
     found = _check_backend.choose("auto", bare, "linux")

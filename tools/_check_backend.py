@@ -16,6 +16,7 @@ from pathlib import Path
 SWITCHES = {"cuda": "-DGGML_CUDA=ON", "metal": "", "vulkan": "-DGGML_VULKAN=ON", "cpu": ""}
 # Where CUDA's compiler is looked for, behind the PATH.
 _VARIABLES = ("CUDA_HOME", "CUDA_PATH", "CUDA_ROOT")
+_NODES = Path("/dev/dri")
 _FOLDERS = ("/usr/local/cuda", "/opt/cuda")
 
 
@@ -45,8 +46,8 @@ def choose(asked: str, env: Mapping[str, str], system: str = sys.platform) -> Ba
         name, why = "metal", "this is macOS"
     elif nvcc and card:
         name, why = "cuda", f"found {nvcc} and {card}"
-    elif shutil.which("glslc", path=env.get("PATH")) and ctypes.util.find_library("vulkan"):
-        name, why = "vulkan", "found glslc and the Vulkan loader"
+    elif _vulkan(env, system):
+        name, why = "vulkan", "found glslc, the Vulkan loader and a device for it"
         why += "; for CUDA install its toolkit (nvcc)" if card else ""
     else:
         name = "cpu"
@@ -73,6 +74,13 @@ def driver_facts() -> dict[str, str]:
         "cmake": _first_line(["cmake", "--version"]),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _vulkan(env: Mapping[str, str], system: str) -> bool:
+    """Whether Vulkan can be built here and is of use. On Linux a GPU has a node in /dev; a software device has none,
+    and must be asked for."""
+    builds = shutil.which("glslc", path=env.get("PATH")) and ctypes.util.find_library("vulkan")
+    return bool(builds) and (system != "linux" or any(_NODES.glob("renderD*")))
 
 
 def _nvcc(env: Mapping[str, str]) -> Path | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 # Lines of a failed step's log that go into the file.
-TAIL = 30
+TAIL = 200
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 # What a step's result means: whether it is right, and one line for people.

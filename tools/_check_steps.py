@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import xml.etree.ElementTree
@@ -82,7 +83,10 @@ def _model(run: Run, options: argparse.Namespace, size: dict[str, Any]) -> Path 
     if not {"model", "bench"} & set(options.only):
         return None
     layers = [] if size["layers"] is None else ["--layers", str(size["layers"])]
-    path = cache_dir() / "shapes" / f"{size['shape']}-{size['layers'] or 'all'}.{_TYPE}.gguf"
+    # A writer that has changed writes another file.
+    writer = b"".join((ROOT / "restkv_local" / name).read_bytes() for name in ("shapes.py", "random_gguf.py"))
+    key = hashlib.sha256(writer).hexdigest()[:8]
+    path = cache_dir() / "shapes" / f"{size['shape']}-{size['layers'] or 'all'}-{key}.{_TYPE}.gguf"
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -191,8 +191,9 @@ def _first(engine: Engine, tokens: Sequence[int], rounds: int, say: Say) -> floa
 
 
 def _memory(engine: Engine, where: str, free_before: int, text: int, say: Say) -> dict[str, Any]:
-    """Bytes: of the cells and what evictions add, as counted by the library; the same on the device, as it reports its
-    free memory (weights and llama.cpp's work buffers included); a full cache of the text."""
+    """Bytes: of the cells and what evictions add, as counted by the library; what the device has less of than before
+    the model was loaded (with the weights, llama.cpp's work buffers and the driver's own); a full cache of the text,
+    counted and as the device tells it."""
     report, stats = engine.report(), native.Stats()
     native.check(native.lib().restkv_get_stats(engine.ctx, ctypes.byref(stats)))
     parts = {
