@@ -205,7 +205,9 @@ def parse(words: list[str]) -> None:
 
     if words[:2] == ["python3", "tools/chat.py"]:
         words = ["restkv-chat", *words[2:]]
-    if words[0] == "restkv-chat":
+    if words[:2] == ["restkv-chat", "doctor"]:
+        chat.main.commands["doctor"].make_context("doctor", words[2:])
+    elif words[0] == "restkv-chat":
         chat.main.make_context("restkv-chat", words[1:])
     elif words[0] in ("restkv-bench", "restkv-eval"):
         program = bench.main if words[0] == "restkv-bench" else evaluation.main
@@ -236,7 +238,8 @@ def test_lone_options_are_known() -> None:
     from restkv_local.cli import bench, chat
     from restkv_local.cli import eval as evaluation
 
-    programs = (chat.main, bench.main, *bench.main.commands.values(), *evaluation.main.commands.values())
+    groups = (chat.main, bench.main, evaluation.main)
+    programs = [*groups, *(command for group in groups for command in group.commands.values())]
     known = {name for command in programs for option in command.params
              for name in (*option.opts, "--help")}  # fmt: skip
     named = {(page.name, span.split()[0]) for page in docs.pages() for span in spans(page) if span.startswith("--")}
