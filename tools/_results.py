@@ -41,7 +41,7 @@ def speed() -> str:
             )
         )
     notes = [f"- {row['context']:,}: {note}" for row in result["rows"] for note in row.get("notes", ())]
-    return "\n\n".join(part for part in (_table(header, rows), "\n".join(notes), _origin(result, "speed")) if part)
+    return "\n\n".join(part for part in (table(header, rows), "\n".join(notes), _origin(result, "speed")) if part)
 
 
 def memory() -> str:
@@ -58,7 +58,7 @@ def memory() -> str:
         share = f"{row['evict_seconds'] / seconds:.1%}"
         lengths = (f"{row['context']:,}", f"{row['prompt_tokens']:,} tokens")
         rows.append((*lengths, *sizes, f"{row['evictions']:,}", f"{seconds:.0f} s", share))
-    return f"{_table(header, rows)}\n\n{_origin(result, 'memory')}"
+    return f"{table(header, rows)}\n\n{_origin(result, 'memory')}"
 
 
 def needle() -> str:
@@ -85,7 +85,7 @@ def needle() -> str:
         )
     settings = result["settings"]
     size = f"{settings['depths']} depths of a text of {settings['context']:,} tokens."
-    return f"{_table(COLUMNS, rows)}\n\n{size} {_origin(result, 'needle')}"
+    return f"{table(COLUMNS, rows)}\n\n{size} {_origin(result, 'needle')}"
 
 
 def machine() -> str:
@@ -96,7 +96,7 @@ def machine() -> str:
     rows = [*result.get("device", {}).items(), *result.get("versions", {}).items()]
     names = ("model", "backend", "n_threads", "n_threads_batch", "n_batch", "budget", "capacity", "kv_type")
     rows += [(name, result["settings"][name]) for name in names if name in result.get("settings", {})]
-    return _table(("", ""), [(str(name).replace("_", " "), str(value)) for name, value in rows])
+    return table(("", ""), [(str(name).replace("_", " "), str(value)) for name, value in rows])
 
 
 def load(name: str) -> dict[str, Any] | None:
@@ -143,7 +143,7 @@ def _command(result: dict[str, Any], name: str) -> str:
     return f"{shlex.join(words)} --json benchmarks/{name}.json" if settings else COMMANDS[name]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---:"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

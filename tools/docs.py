@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 try:
+    import _gpu_results
     import _help
     import _quality
     import _results
@@ -42,6 +43,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": _results.memory,
     "needle": _results.needle,
     "machine": _results.machine,
+    "gpu checks": _gpu_results.gpu_checks,
     "ruler tasks": _tasks.ruler,
     "longbench tasks": _tasks.longbench,
     "infinitebench tasks": _tasks.infinitebench,

@@ -187,9 +187,11 @@ _SHARED = (
 )
 
 
-def engine_options(*, context: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def engine_options(
+    *, context: bool = True, defaults: dict[str, Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the shared options; the function gets them as one `settings` argument. context False: the command has its
-    own option for lengths and no choice of the prefill."""
+    own option for lengths and no choice of the prefill. defaults: of a command that has its own for some options."""
     options = (_CONTEXT, _PREFILL, *_SHARED) if context else _SHARED
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,6 +206,9 @@ def engine_options(*, context: bool = True) -> Callable[[Callable[..., Any]], Ca
         wrapped: Callable[..., Any] = collected
         for option in reversed(options):
             wrapped = option(wrapped)
+        for param in getattr(wrapped, "__click_params__", ()):
+            if param.name in (defaults or {}):
+                param.default, param.show_default = (defaults or {})[param.name], True
         return wrapped
 
     return decorate
