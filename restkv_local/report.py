@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .config import EvictConfig
+from .device_plan import DeviceMemory
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Report:
     "graph (CUDA0)", "cpu-host-copy", or several with " + "), backend_reason (why layers that should run as graphs do
     not, or None), context (positions), allocation, budget, budget_total (cells of all KV heads and layers that survive
     an eviction), reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes, sums_bytes,
-    positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once).
+    positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once), memory
+    (what was allocated at load, by device).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prompt_tokens, reused_tokens
     (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
@@ -86,6 +88,7 @@ class Report:
     notices: list[str] = field(default_factory=list)
     allocation: str = EvictConfig.allocation
     budget_total: int = 0
+    memory: list[DeviceMemory] = field(default_factory=list)
 
 
 @dataclass
