@@ -17,6 +17,7 @@
 #include "llama.h"
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -81,6 +82,10 @@ public:
     restkv_stats                     stats() const;
     const std::deque<restkv_event> & events() const { return event_log; }
     int32_t                          kept(uint32_t layer, uint32_t head_kv, int32_t * out, uint32_t n_max) const;
+
+
+    // Add what this cache takes to the rows of its devices.
+    void add_memory(std::map<std::string, restkv_memory> & by_device) const;
 
 private:
     friend class restkv_ring_input;
@@ -187,3 +192,6 @@ private:
     size_t                   bytes_scratch = 0;
     std::deque<restkv_event> event_log;
 };
+
+// The cache of a context that evicts; null with a message when it has none.
+restkv_cache * restkv_find_cache(llama_context * ctx);

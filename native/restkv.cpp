@@ -103,7 +103,7 @@ void restkv_disarm(void) {
     restkv_pending.reset();
 }
 
-static restkv_cache * find_cache(llama_context * ctx) {
+restkv_cache * restkv_find_cache(llama_context * ctx) {
     llama_memory_i * memory = ctx ? ctx->get_memory() : nullptr;
     restkv_cache *   cache  = nullptr;
     if (auto * kv = dynamic_cast<llama_kv_cache *>(memory)) {
@@ -122,12 +122,12 @@ static restkv_cache * find_cache(llama_context * ctx) {
 }
 
 restkv_status restkv_evict(llama_context * ctx, uint32_t n_guide) {
-    restkv_cache * cache = find_cache(ctx);
+    restkv_cache * cache = restkv_find_cache(ctx);
     return cache ? cache->evict(ctx, n_guide) : RESTKV_INVALID;
 }
 
 restkv_status restkv_get_stats(llama_context * ctx, restkv_stats * out) {
-    const restkv_cache * cache = find_cache(ctx);
+    const restkv_cache * cache = restkv_find_cache(ctx);
     if (!cache || !out) {
         return RESTKV_INVALID;
     }
@@ -136,7 +136,7 @@ restkv_status restkv_get_stats(llama_context * ctx, restkv_stats * out) {
 }
 
 uint32_t restkv_get_events(llama_context * ctx, restkv_event * out, uint32_t n_max) {
-    const restkv_cache * cache = find_cache(ctx);
+    const restkv_cache * cache = restkv_find_cache(ctx);
     if (!cache || !out) {
         return 0;
     }
@@ -147,6 +147,6 @@ uint32_t restkv_get_events(llama_context * ctx, restkv_event * out, uint32_t n_m
 }
 
 int32_t restkv_kept(llama_context * ctx, uint32_t layer, uint32_t head_kv, int32_t * out, uint32_t n_max) {
-    const restkv_cache * cache = find_cache(ctx);
+    const restkv_cache * cache = restkv_find_cache(ctx);
     return cache ? cache->kept(layer, head_kv, out, n_max) : -1;
 }

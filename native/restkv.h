@@ -19,7 +19,7 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 4
+#define RESTKV_ABI_VERSION 5
 
 #define RESTKV_NAME_MAX   32
 #define RESTKV_REASON_MAX 192
@@ -205,6 +205,25 @@ RESTKV_API uint32_t restkv_get_events(struct llama_context * ctx, restkv_event *
 // -1 with restkv_last_error().
 RESTKV_API int32_t restkv_kept(struct llama_context * ctx, uint32_t layer, uint32_t head_kv, int32_t * out,
                                uint32_t n_max);
+
+// What a context takes, by the device that holds it. All sizes are of what was allocated.
+typedef struct restkv_memory {
+    char     device[RESTKV_NAME_MAX];  // as ggml names it; memory of the host is that of "CPU"
+    uint32_t n_layer;                  // evicting layers whose cells lie here
+    uint64_t bytes_weights;            // of the model; on the host also what is mapped from its file
+    uint64_t bytes_kv;                 // K and V of the evicting layers
+    uint64_t bytes_other;              // caches that do not evict: sliding windows, recurrent states; method full: all
+    uint64_t bytes_ring;
+    uint64_t bytes_wo;                 // factors of W_o; the host keeps its copy beside those of the graphs
+    uint64_t bytes_table;              // positions, and the votes of method h2o
+    uint64_t bytes_graph;              // inputs and work memory of the graphs
+    uint64_t bytes_compute;            // work buffers of llama.cpp
+    uint64_t memory_free;              // of the device, now; 0: not known
+    uint64_t memory_total;
+} restkv_memory;
+
+// Writes at most n_max, and returns how many there are; 0 with restkv_last_error().
+RESTKV_API uint32_t restkv_get_memory(struct llama_context * ctx, restkv_memory * out, uint32_t n_max);
 
 // For llama_set_abort_callback: true when the int32 at `flag` is not zero.
 RESTKV_API bool restkv_abort_on_flag(void * flag);

@@ -57,6 +57,9 @@ CHECK_ERROR_MAX = 1e-3
 CHECK_SETS_MIN = 0.995
 # Most that the peak memory of a process may grow with the length of a text.
 MEMORY_GROWTH_MAX = 0.02
+# Of a device's free memory, what --gpu-layers -1 leaves for work buffers, graphs and other programs. llama.cpp's own
+# fitting leaves as much (fit_params_target in common/common.h).
+DEVICE_MARGIN = 1 << 30
 
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 

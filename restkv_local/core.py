@@ -19,6 +19,7 @@ from .config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig
 from .construct import construct, probe_model
 from .errors import RestkvError
 from .facts import Facts
+from .fitting import fit
 from .logits import LogitLog, LogitRows, rows
 from .models import resolve
 from .options import cache_folder, check_options, default_threads
@@ -101,6 +102,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                 evict, budget=self.plan.budget, capacity=self.plan.capacity, n_threads=threads_batch
             )
 
+        n_gpu_layers, fitted = fit(path, self.plan, n_gpu_layers, llama)
         on_device = n_gpu_layers != 0 and llama.get("offload_kqv", True)
         wrong = trust_devices() if params is not None and on_device and evict.stages in ("auto", "graph") else []
 
@@ -133,6 +135,8 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
             self._abort = ctypes.cast(LIBRARY.restkv_abort_on_flag, c.ggml_abort_callback)
             c.llama_set_abort_callback(self._ctx.ctx, self._abort, ctypes.addressof(self._stop))
             self._facts.look()
+            if fitted:
+                self._notice(fitted)
             if wrong and self._facts.backend_reason:  # of a device that holds layers
                 self._notice(f"evictions do not run as graphs where the cache lives: {self._facts.backend_reason}")
         except BaseException:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from . import native
 from .binding import LIBRARY, c
+from .device_plan import DeviceMemory
 from .errors import ConfigError
 from .plan import MemoryPlan
 from .report import Eviction, Report, Turn
@@ -31,6 +32,7 @@ class Facts:
         self._seen: tuple[native.Stats | None, int] = (None, 0)
         self._evictions: deque[Eviction] = deque(maxlen=EVENTS_MAX)
         self.evict_seconds = 0.0
+        self.memory = memory_of(ctx)
 
     @property
     def positions(self) -> int:
@@ -121,6 +123,7 @@ class Facts:
             n_evictions=0 if stats is None else stats.n_evictions,
             evictions=list(self._evictions),
             notices=list(notices),
+            memory=self.memory,
             **vars(turn),
         )
 
@@ -130,6 +133,30 @@ class Facts:
         stats = native.Stats()
         native.check(LIBRARY.restkv_get_stats(self._ctx, ctypes.byref(stats)))
         return stats
+
+
+def memory_of(ctx: Any) -> list[DeviceMemory]:
+    """What a context takes on each device."""
+    n = LIBRARY.restkv_get_memory(ctx, None, 0)
+    rows = (native.Memory * n)()
+    n = min(n, LIBRARY.restkv_get_memory(ctx, rows, n))
+    return [
+        DeviceMemory(
+            device=row.device.decode("utf-8", "replace"),
+            layers=row.n_layer,
+            weights_bytes=row.bytes_weights,
+            kv_bytes=row.bytes_kv,
+            other_bytes=row.bytes_other,
+            ring_bytes=row.bytes_ring,
+            wo_bytes=row.bytes_wo,
+            table_bytes=row.bytes_table,
+            graph_bytes=row.bytes_graph,
+            compute_bytes=row.bytes_compute,
+            free_bytes=row.memory_free,
+            total_bytes=row.memory_total,
+        )
+        for row in rows[:n]
+    ]
 
 
 def _backend(stats: native.Stats | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from .config import EvictConfig
 from .errors import ConfigError, EvictionError, LibraryError, ModelError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
@@ -144,6 +144,25 @@ class Event(C.Structure):
     ]
 
 
+class Memory(C.Structure):
+    """restkv_memory"""
+
+    _fields_ = [
+        ("device", C.c_char * NAME_MAX),
+        ("n_layer", C.c_uint32),
+        ("bytes_weights", C.c_uint64),
+        ("bytes_kv", C.c_uint64),
+        ("bytes_other", C.c_uint64),
+        ("bytes_ring", C.c_uint64),
+        ("bytes_wo", C.c_uint64),
+        ("bytes_table", C.c_uint64),
+        ("bytes_graph", C.c_uint64),
+        ("bytes_compute", C.c_uint64),
+        ("memory_free", C.c_uint64),
+        ("memory_total", C.c_uint64),
+    ]
+
+
 class ScoreArgs(C.Structure):
     """restkv_score_args. keep: the arrays that it points to, which must outlive it."""
 
@@ -227,6 +246,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_get_stats": (C.c_int, [C.c_void_p, C.POINTER(Stats)]),
     "restkv_get_events": (C.c_uint32, [C.c_void_p, C.POINTER(Event), C.c_uint32]),
     "restkv_kept": (C.c_int32, [C.c_void_p, C.c_uint32, C.c_uint32, C.POINTER(C.c_int32), C.c_uint32]),
+    "restkv_get_memory": (C.c_uint32, [C.c_void_p, C.POINTER(Memory), C.c_uint32]),
     "restkv_abort_on_flag": (C.c_bool, [C.c_void_p]),
     "restkv_score": (C.c_int, [C.POINTER(ScoreArgs), C.POINTER(ScoreOut)]),
     "restkv_score_on": (C.c_int, [C.POINTER(ScoreArgs), C.c_char_p, C.c_uint64, C.POINTER(ScoreOut)]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .device_plan import DeviceMemory
+
 
 @dataclass(frozen=True)
 class Eviction:
@@ -45,7 +47,7 @@ class Report:
     "graph (CUDA0)", "cpu-host-copy", or several with " + "), backend_reason (why layers that should run as graphs do
     not, or None), context (positions), budget, reserve, capacity (physical cells), window, kv_bytes, ring_bytes,
     table_bytes, wo_bytes, sums_bytes, positions and cells in use, n_evictions since loading, the last 256 evictions,
-    notices (each said once).
+    notices (each said once), memory (what was allocated at load, by device).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prompt_tokens, reused_tokens
     (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
@@ -82,6 +84,7 @@ class Report:
     decode_seconds: float = 0.0
     completion_tokens: int = 0
     notices: list[str] = field(default_factory=list)
+    memory: list[DeviceMemory] = field(default_factory=list)
 
 
 @dataclass

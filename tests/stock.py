@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import devices
+
 GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 
 
@@ -42,16 +44,25 @@ def _silence(llama: Any) -> Any:
 
 
 class Stock:
-    """A model and a context of llama.cpp with a full cache and flash attention on. Use as a context manager."""
+    """A model and a context of llama.cpp with a full cache and flash attention on. Use as a context manager.
 
-    def __init__(self, path: str | Path, *, n_ctx: int = 512, type_k: str = "f16", type_v: str = "f16",
-                 n_batch: int = 512, n_threads: int = 1) -> None:  # fmt: skip
+    device: where the layers lie, as ggml names it; the CPU also in a build that has others. gpu_layers: how many of
+    them, from the last; -1: all.
+    """
+
+    def __init__(
+        self, path: str | Path, *, n_ctx: int = 512, type_k: str = "f16", type_v: str = "f16", n_batch: int = 512,
+        n_threads: int = 1, device: str = "CPU", gpu_layers: int = -1,
+    ) -> None:  # fmt: skip
         self._llama: Any = llama_module()
         _silence(self._llama)
         self._llama.llama_backend_init()
-        self._model = self._llama.llama_model_load_from_file(
-            str(path).encode(), self._llama.llama_model_default_params()
-        )
+        model_params = self._llama.llama_model_default_params()
+        used = [] if device == "CPU" else [devices.handle(device)]
+        self._devices = (ctypes.c_void_p * (len(used) + 1))(*used, None)
+        model_params.devices = ctypes.addressof(self._devices)
+        model_params.n_gpu_layers = gpu_layers if used else 0
+        self._model = self._llama.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         params = self._llama.llama_context_default_params()

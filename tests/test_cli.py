@@ -15,6 +15,7 @@ from cli_fake import FakeEngine
 from restkv_local.cli import bench, chat, options, speed
 from restkv_local.cli.documents import Document, DocumentError, read_document, user_message
 from restkv_local.cli.memory import peak_rss_bytes
+from restkv_local.cli.options import EngineSettings
 from restkv_local.cli.prompt import is_open, joined
 from restkv_local.cli.stock import StockError, position_offsets
 from restkv_local.cli.text import prose, prose_tokens
@@ -91,6 +92,45 @@ def test_options_reach_the_engine() -> None:
     request = engine.requests[0]
     assert (request["temperature"], request["seed"], request["max_tokens"]) == (0.5, 7, 9)
     assert request["messages"][0] == {"role": "system", "content": "S"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--main-gpu 1", {"split_mode": 0, "main_gpu": 1}),
+        ("--tensor-split 3,1", {"tensor_split": [3.0, 1.0]}),
+        ("", {}),
+    ],
+)
+def test_gpus_reach_the_engine(arguments: str, expected: dict[str, object]) -> None:
+    assert _chat("--ask", "hi", "--gpu-layers", "9", *arguments.split()).exit_code == 0
+    options = FakeEngine.instances[0].options
+    assert options == {"kv_type": "f16", "n_threads": None, "n_gpu_layers": 9, **expected}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--main-gpu 0 --tensor-split 1,1", "give one"),
+        ("--tensor-split 1,x", "is not a list of shares such as 3,1"),
+        ("--tensor-split 0,0", "one of them above 0"),
+        ("--tensor-split -1,2", "numbers from 0 up"),
+        ("--main-gpu 16", "--main-gpu"),
+    ],
+)
+def test_impossible_gpus(arguments: str, message: str) -> None:
+    result = _chat("--ask", "hi", *arguments.split())
+    assert result.exit_code == 2 and message in result.stderr and not FakeEngine.instances
+
+
+def test_gpus_reach_a_program_that_is_started() -> None:
+    settings = EngineSettings(
+        model=None, context=512, budget=64, reserve=None, method="restkv", prefill=None, kv_type="f16", threads=None,
+        gpu_layers=-1, seed=None, unverified=False, tensor_split=(3.0, 1.0),
+    )  # fmt: skip
+    words = settings.arguments()
+    assert words[words.index("--tensor-split") + 1] == "3.0,1.0" and words[words.index("--gpu-layers") + 1] == "-1"
+    assert "--main-gpu" not in words
 
 
 def test_defaults_are_those_of_the_configuration() -> None:

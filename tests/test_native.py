@@ -34,6 +34,7 @@ MIRROR: dict[str, type[C.Structure]] = {
     "restkv_params": native.Params,
     "restkv_model_info": native.ModelInfo,
     "restkv_stats": native.Stats,
+    "restkv_memory": native.Memory,
     "restkv_event": native.Event,
     "restkv_score_args": native.ScoreArgs,
     "restkv_score_out": native.ScoreOut,

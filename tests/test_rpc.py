@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,11 +12,9 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import models
 from _source import ROOT
 from restkv_local import native
 
@@ -65,32 +63,24 @@ def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the RPC server does not answer")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="the peers load shared libraries by their Unix names")
-def test_evictions_on_an_rpc_device(build_cache: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="the peer loads shared libraries by their Unix names")
+def test_the_graphs_on_an_rpc_device(build_cache: Path, tmp_path: Path) -> None:
+    """All of tests/test_graph.py and the plans of devices, in a process that finds the served device."""
     folder, port = join(build(build_cache), tmp_path / "lib"), free_port()
-    names = ("llama", "gpt-oss")
-    paths = [str(models.write_random(tmp_path / f"{name}.gguf", name, seed=3)) for name in names]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT / "tools"), str(ROOT)])}
-    peer = [sys.executable, str(HERE / "rpc_peer.py")]
-    server = subprocess.Popen([*peer, "serve", str(folder), str(port)], env=env, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / "rpc_peer.py"), str(folder), str(port)], env=env, stdout=subprocess.DEVNULL
+    )
     try:
         wait_for(port, server)
-        command = [*peer, "check", str(folder), str(port), *paths]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+        env |= {"RESTKV_LIB_PATH": str(folder), "RESTKV_TEST_RPC": f"127.0.0.1:{port}"}
+        files = [str(HERE / name) for name in ("test_graph.py", "test_device_plan.py")]
+        command = [sys.executable, "-m", "pytest", *files, "-k", "RPC0", "-q", "-p", "no:cacheprovider"]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     finally:
         server.kill()
         server.wait()
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
-    lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    score, cases = lines[0], lines[1:]
-    assert score["score_error"] < 2e-5 and score["same_sets"]
-    assert len(cases) == len(names) + 5
-    for case in cases:
-        assert case["same_sets"] and case["same_logits"] and case["evictions"] >= 2, case
-        layers, graph, host = case["layers"]
-        if case["changes"].get("metric_mode") == "before":
-            # said, and done through the host
-            assert (graph, host) == (0, layers) and "no graph" in case["reason"], case
-        else:
-            assert (graph, host) == (layers, 0) and "RPC0" in case["devices"] and not case["reason"], case
-        assert case["layers_host"] == [layers, 0, layers], case
+    ran = re.search(r"(\d+) passed", done.stdout)
+    assert ran and int(ran[1]) > 40, done.stdout
+    assert "skipped" not in done.stdout  # RPC lacks no operation

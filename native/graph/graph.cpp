@@ -268,11 +268,15 @@ void restkv_graph::reserve(const restkv_graph_layer & layer) {
     }
 }
 
-size_t restkv_graph::bytes() const {
-    size_t n = ggml_backend_buffer_get_size(inputs.get()) + ggml_gallocr_get_buffer_size(memory_score.get(), 0) +
-               ggml_gallocr_get_buffer_size(memory_move.get(), 0);
+size_t restkv_graph::factor_bytes() const {
+    size_t n = 0;
     for (const auto & [ctx, buffer] : factors) {
         n += ggml_backend_buffer_get_size(buffer.get());
     }
     return n;
+}
+
+size_t restkv_graph::bytes() const {
+    return ggml_backend_buffer_get_size(inputs.get()) + ggml_gallocr_get_buffer_size(memory_score.get(), 0) +
+           ggml_gallocr_get_buffer_size(memory_move.get(), 0) + factor_bytes();
 }

@@ -115,7 +115,10 @@ public:
     void score(const restkv_graph_layer & layer, const restkv_graph_cells & cells, restkv_graph_scores & out);
     void move(const restkv_graph_layer & layer, const int32_t * kept, uint32_t n_kept);  // kept: [n_head_kv][n_kept]
 
-    size_t bytes() const;  // on the device: inputs, factors, work memory
+    ggml_backend_buffer_type_t buffer_type() const { return buft; }
+
+    size_t bytes() const;         // on the device: inputs, factors, work memory
+    size_t factor_bytes() const;  // of these the factors
 
 private:
     friend class restkv_graph_builder;

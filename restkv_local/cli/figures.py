@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..machine import size
@@ -9,6 +10,7 @@ from .memory import peak_rss_bytes
 from .session import Turn
 
 if TYPE_CHECKING:
+    from ..device_plan import DeviceMemory
     from ..report import Report
 
 
@@ -61,6 +63,26 @@ def turn_object(turn: Turn) -> dict[str, Any]:
     }
 
 
+def memory_rows(memory: Sequence[DeviceMemory]) -> list[tuple[str, str]]:
+    """What lies on each device, as names and values."""
+    rows = []
+    for m in memory:
+        parts = {
+            "weights": m.weights_bytes,
+            f"cells of {m.layers} layers": m.kv_bytes,
+            "other caches": m.other_bytes,
+            "queries": m.ring_bytes,
+            "output matrices": m.wo_bytes,
+            "tables": m.table_bytes,
+            "graphs": m.graph_bytes,
+            "work buffers": m.compute_bytes,
+        }
+        free = f"; {size(m.free_bytes)} of {size(m.total_bytes)} free at load" if m.total_bytes else ""
+        held = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in parts.items() if bytes_)
+        rows.append((f"memory of {m.device}", f"{size(m.used_bytes)}: {held}{free}"))
+    return rows
+
+
 def report_rows(report: Report) -> list[tuple[str, str]]:
     """The report as names and values, for `/stats`."""
     rows = [
@@ -77,6 +99,7 @@ def report_rows(report: Report) -> list[tuple[str, str]]:
         ),
         ("evictions", f"{report.n_evictions} in {report.evict_seconds:.2f} s"),
         ("peak memory", size(peak_rss_bytes())),
+        *memory_rows(report.memory),
     ]
     if report.evictions:
         last = report.evictions[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from ..config import (
 from ..errors import ConfigError
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+SPLIT_NONE = 0  # LLAMA_SPLIT_MODE_NONE: one GPU
+DEVICES_MAX = 16  # llama_max_devices()
 SEED_MAX = 2**32 - 1  # llama.cpp samplers take 32 bits
 
 
@@ -73,6 +76,23 @@ class Contexts(click.ParamType):  # type: ignore[type-arg]
         return lengths
 
 
+class Shares(click.ParamType):  # type: ignore[type-arg]
+    """Shares of several GPUs, as "3,1"."""
+
+    name = "N[,N...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            shares = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of shares such as 3,1", param, ctx)
+        if len(shares) > DEVICES_MAX or any(not 0 <= share < math.inf for share in shares) or sum(shares) <= 0:
+            self.fail(f"shares must be at most {DEVICES_MAX} numbers from 0 up, one of them above 0", param, ctx)
+        return shares
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What the options say about the engine. prefill None: the program chooses; seed None: a new one each time."""
@@ -88,6 +108,12 @@ class EngineSettings:
     gpu_layers: int
     seed: int | None
     unverified: bool
+    main_gpu: int | None = None
+    tensor_split: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.main_gpu is not None and self.tensor_split is not None:
+            raise click.UsageError("--main-gpu puts everything on one GPU and --tensor-split on several: give one")
 
     def evict(self, **changes: Any) -> EvictConfig:
         """The settings of the cache; raises ConfigError."""
@@ -115,9 +141,15 @@ class EngineSettings:
             kv_type=self.kv_type,
             n_threads=self.threads,
             n_gpu_layers=self.gpu_layers,
+            **self.split(),
             **extra,
         )
 
+    def split(self) -> dict[str, Any]:
+        """How an engine is told to share its layers out among several GPUs; nothing where that is left to llama.cpp."""
+        if self.main_gpu is not None:
+            return {"split_mode": SPLIT_NONE, "main_gpu": self.main_gpu}
+        return {} if self.tensor_split is None else {"tensor_split": list(self.tensor_split)}
 
     def arguments(self) -> list[str]:
         """The options that say the same to another program, all but the context and the prefill."""
@@ -127,6 +159,10 @@ class EngineSettings:
         for name in ("model", "reserve", "threads", "seed"):
             if (value := getattr(self, name)) is not None:
                 words += [f"--{name}", str(value)]
+        if self.main_gpu is not None:
+            words += ["--main-gpu", str(self.main_gpu)]
+        if self.tensor_split is not None:
+            words += ["--tensor-split", ",".join(map(str, self.tensor_split))]
         return [*words, "--unverified"] if self.unverified else words
 
 
@@ -170,8 +206,13 @@ _SHARED = (
     click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given."),
     click.option(
         "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True,
-        help="Layers that run on the GPU; -1: all.",
+        help="Layers that run on the GPU; -1: all that fit.",
     ),
+    click.option(
+        "--main-gpu", type=click.IntRange(0, DEVICES_MAX - 1), default=None,
+        help="Number of the one GPU to use, of several.",
+    ),
+    click.option("--tensor-split", type=Shares(), default=None, help="Shares of several GPUs, as 3,1."),
     click.option(
         "--seed", type=click.IntRange(0, SEED_MAX), default=None,
         help="Seed of sampling and of method random, for answers that repeat.",

@@ -1,0 +1,160 @@
+"""Layers on devices: how they are shared out, what fits, and that a plan is what is then allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import devices
+import models
+from evicting import Evicting
+from restkv_local import Engine, fitting
+from restkv_local.check.devices import Device
+from restkv_local.config import DEVICE_MARGIN, EvictConfig
+from restkv_local.device_plan import HOST, Weights, layers_that_fit, plan_devices, read_weights, split_layers
+from restkv_local.errors import ModelError
+from restkv_local.facts import memory_of
+from restkv_local.plan import MemoryPlan
+from test_plan import plan
+
+GIB = 1 << 30
+WEIGHTS = Weights((100_000_000,) * 30, 200_000_000)
+
+
+def gpu(index: int, free: int, kind: str = "gpu") -> Device:
+    return Device(f"GPU{index}", "a GPU", "CUDA", kind, "", False, free, 2 * free)
+
+
+@pytest.mark.parametrize(
+    ("gpu_layers", "shares", "expected"),
+    [
+        (0, [1.0], [-1, -1, -1, -1, -1]),
+        (99, [1.0], [0, 0, 0, 0, 0]),
+        (2, [5.0], [-1, -1, -1, 0, 0]),
+        (5, [1.0, 1.0], [0, 0, 0, 1, 1]),
+        (4, [3.0, 1.0], [-1, 0, 0, 0, 1]),
+        (5, [0.0, 1.0], [1, 1, 1, 1, 1]),
+        (5, [], [-1, -1, -1, -1, -1]),
+    ],
+)
+def test_layers_are_shared_out_as_llama_cpp_does(gpu_layers: int, shares: list[float], expected: list[int]) -> None:
+    assert split_layers(4, gpu_layers, shares) == expected
+
+
+@given(st.lists(st.integers(DEVICE_MARGIN, 8 * GIB), min_size=1, max_size=3))
+def test_as_many_layers_as_fit(free: list[int]) -> None:
+    cache = plan()
+    n = layers_that_fit(WEIGHTS, cache, free, free)
+    per_layer = (cache.kv_bytes + cache.ring_bytes + cache.wo_bytes) // 30
+
+    def fits(n: int) -> bool:
+        held = [0] * len(free)
+        for layer, device in enumerate(split_layers(30, n, free)):
+            if device >= 0:
+                held[device] += WEIGHTS.output if layer == 30 else WEIGHTS.layers[layer] + per_layer
+        return all(use <= bytes_ - DEVICE_MARGIN for use, bytes_ in zip(held, free, strict=True))
+
+    assert n == 0 or fits(n)
+    assert not any(fits(more) for more in range(n + 1, 32))
+
+
+def test_cells_count_too() -> None:
+    free = [DEVICE_MARGIN + 2 * GIB]
+    assert layers_that_fit(WEIGHTS, plan(budget=65536), free, free) < layers_that_fit(WEIGHTS, plan(), free, free)
+
+
+def test_sizes_of_weights(tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "llama", n_layer=3, n_ff=64)
+    weights = read_weights(path)
+    assert len(set(weights.layers)) == 1 and len(weights.layers) == 3
+    n_embd = 4 * 64
+    matrices = n_embd * (n_embd + 2 * 128) + n_embd * n_embd + 3 * 64 * n_embd + 2 * n_embd
+    assert weights.layers[0] == 4 * matrices
+    assert weights.output == 4 * (320 * n_embd + n_embd)
+    tied = read_weights(models.write_random(tmp_path / "tied.gguf", "gemma", n_layer=1))
+    assert tied.output == 4 * (320 * n_embd + n_embd)  # its output is the embedding
+    (tmp_path / "bad.gguf").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match="bad.gguf: the sizes of its weights cannot be read"):
+        read_weights(tmp_path / "bad.gguf")
+
+
+def test_minus_one_is_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(found: list[Device], layers: int = -1, **options: Any) -> tuple[int, str]:
+        monkeypatch.setattr(fitting, "devices", lambda: found)
+        monkeypatch.setattr(fitting, "read_weights", lambda path: WEIGHTS)
+        return fitting.fit(Path("m.gguf"), plan(), layers, options)
+
+    assert asked([gpu(0, 1)], 7) == (7, ""), "a number is taken as it is"
+    assert asked([]) == (-1, "")
+    assert asked([gpu(0, 0)]) == (-1, ""), "a device that does not tell"
+    assert asked([gpu(0, 1, "igpu")]) == (-1, "")
+    assert asked([gpu(0, 24 * GIB)]) == (-1, "")
+    n, said = asked([gpu(0, 2 * GIB)])
+    assert 0 < n < 31 and said == f"{n} of 31 layers fit on GPU0 with their cells; the others stay on the CPU"
+    two, _ = asked([gpu(0, 2 * GIB), gpu(1, 2 * GIB)])
+    assert two > n
+    assert asked([gpu(0, 24 * GIB), gpu(1, 2 * GIB)], split_mode=0, main_gpu=1)[0] == n
+    assert asked([gpu(0, 2 * GIB), gpu(1, 24 * GIB)], tensor_split=[1.0])[0] == n
+
+
+@pytest.mark.parametrize("device", devices.found())
+@pytest.mark.parametrize("gpu_layers", [-1, 3])
+def test_plan_is_what_is_allocated(device: str, gpu_layers: int, tmp_path: Path) -> None:
+    """Cells, queries and factors exactly; and the report says the same as the library."""
+    path = models.write_random(tmp_path / "model.gguf", "llama", seed=2, n_layer=4, n_ff=64)
+    options: dict[str, Any] = {}
+    if device != HOST:
+        others = [name for name in devices.found() if name != HOST]
+        options = {"n_gpu_layers": gpu_layers, "split_mode": 0, "main_gpu": others.index(device)}
+    engine = Engine(path, 1024, EvictConfig(budget=160, reserve=224), **options)
+    report = engine.report()
+    engine.close()
+    n = 0 if device == HOST else 4 if gpu_layers < 0 else gpu_layers - 1
+    expected = plan_devices(engine.plan, [HOST] * (4 - n) + [device] * n)
+    found = {memory.device: memory for memory in report.memory}
+    assert sum(memory.layers for memory in report.memory) == 4
+    for row in expected:
+        memory = found[row.device]
+        assert (memory.layers, memory.kv_bytes, memory.ring_bytes, memory.wo_bytes) == (
+            row.layers, row.kv_bytes, row.ring_bytes, row.wo_bytes,
+        )  # fmt: skip
+        assert memory.compute_bytes > 0 and memory.weights_bytes > 0
+        assert (memory.graph_bytes > 0) == (row.device != HOST and row.layers > 0)
+    assert sum(memory.kv_bytes for memory in report.memory) == report.kv_bytes == engine.plan.kv_bytes
+    weights = read_weights(path)
+    if n == 4:
+        assert found[device].weights_bytes >= sum(weights.layers) + weights.output
+
+
+@pytest.mark.parametrize("device", devices.found())
+def test_work_memory_of_the_graphs(device: str, tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "llama", seed=2)
+    with Evicting(path, 160, 384, EvictConfig(stages="graph"), device=device) as context:
+        stats, rows = context.stats, {row.device: row for row in context.call(memory_of)}
+    row, host = rows[device], rows[HOST]
+    copies = row.wo_bytes - (stats.bytes_wo if device == HOST else 0)  # the host keeps its own
+    assert copies == stats.bytes_wo == host.wo_bytes - (copies if device == HOST else 0)
+    assert row.graph_bytes + copies == stats.bytes_graph > copies
+    assert row.kv_bytes == stats.bytes_kv and row.ring_bytes == stats.bytes_ring
+
+
+def test_a_full_cache_has_its_memory_too(tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "llama")
+    engine = Engine(path, 512, EvictConfig(method="full"))
+    (memory,) = engine.report().memory
+    expected: MemoryPlan = engine.plan
+    engine.close()
+    assert (memory.device, memory.layers, memory.kv_bytes) == (HOST, 0, 0)
+    assert memory.other_bytes == expected.kv_bytes and memory.weights_bytes > 0
+
+
+def test_a_plan_names_every_layer() -> None:
+    with pytest.raises(ValueError, match="30 evicting layers, not 2"):
+        plan_devices(plan(), [HOST, HOST])
+    rows = plan_devices(plan(), [HOST] * 10 + ["CUDA0"] * 20, graphs=False)
+    assert [(row.device, row.layers) for row in rows] == [(HOST, 10), ("CUDA0", 20)]
+    assert sum(row.kv_bytes for row in rows) == plan().kv_bytes and rows[1].wo_bytes == 0
