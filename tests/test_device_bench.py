@@ -126,6 +126,8 @@ def test_whole_command(model: Path, tmp_path: Path) -> None:
     assert memory["kv_bytes"] == cell * (BUDGET + RESERVE) and memory["stock_kv_bytes"] == cell * TEXT
     parts = [memory[f"{name}_bytes"] for name in ("kv", "ring", "table", "wo", "graph", "scratch")]
     assert memory["evicting_bytes"] == sum(parts)
+    (host,) = memory["by_device"]
+    assert host["device"] == "CPU" and host["kv_bytes"] == memory["kv_bytes"] < host["used_bytes"]
     assert memory["saved"] == pytest.approx(1 - sum(parts) / (cell * TEXT))
     assert data_bytes(TINY, 2, "q4_0") - 32 * 30 < memory["weight_bytes"] <= data_bytes(TINY, 2, "q4_0")
 

@@ -16,6 +16,8 @@ from typing import Any
 
 # Lines of a failed step's log that go into the file.
 TAIL = 200
+# Seconds after which a step is taken to hang, also on a slow machine.
+LIMIT = 1800.0
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 # What a step's result means: whether it is right, and one line for people.
@@ -63,7 +65,7 @@ class Run:
         return next((step.result for step in self.steps if step.name == name and step.status == OK), None)
 
     def command(
-        self, name: str, command: Sequence[str | Path], *, limit: float, reader: Reader = read_json,
+        self, name: str, command: Sequence[str | Path], *, limit: float = LIMIT, reader: Reader = read_json,
         judge: Judge = lambda result: (True, ""),
     ) -> Step:  # fmt: skip
         """Run a program; "{out}" in its words is the file that `reader` reads its result from. It fails with an exit

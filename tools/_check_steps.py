@@ -18,8 +18,6 @@ NAMES = ("stages", "tests", "engine", "model", "bench")
 TESTS = ("tests/test_graph.py", "tests/test_rpc.py")
 _PROBE = ROOT / "tools" / "_check_probe.py"
 _GPUS = ("gpu", "igpu")
-# Seconds after which a step hangs, on the slowest machine.
-_LIMIT = 1800
 
 # The benchmark on a GPU: the shape, what it takes, and what is left free of memory and disk.
 _SHAPE, _TYPE, _BUDGET, _RESERVE, _TEXT = "llama-3.1-8b", "q4_0", 4096, 2048, 131072
@@ -36,7 +34,7 @@ _SMALL = {"shape": "tiny", "layers": 2, "text": 4096, "budget": 512, "reserve": 
 def all_steps(run: Run, options: argparse.Namespace) -> None:
     """Everything after the build."""
     python, quick = _env.python(), (["quick"] if options.quick else [])
-    run.command("devices", [python, _PROBE, "about", "{out}"], limit=_LIMIT, judge=_devices)
+    run.command("devices", [python, _PROBE, "about", "{out}"], judge=_devices)
     found = run.result("devices") or {"devices": []}
     run.facts |= found
     devices = [device for device in found["devices"] if device["kind"] in ("cpu", *_GPUS)]
@@ -44,18 +42,18 @@ def all_steps(run: Run, options: argparse.Namespace) -> None:
     run.facts["on"] = gpu["name"] if gpu else "CPU"
     if "stages" in options.only:
         # The yardstick first: numba compiles the reference for it.
-        run.command("stages of the CPU's kernels", [python, _PROBE, "fused", "{out}", *quick], limit=_LIMIT, judge=_stages)
+        run.command("stages of the CPU's kernels", [python, _PROBE, "fused", "{out}", *quick], judge=_stages)
         for device in devices:
             words = [python, _PROBE, "stages", "{out}", device["name"], *quick]
-            run.command(f"stages on {device['name']}", words, limit=_LIMIT, judge=_stages)
+            run.command(f"stages on {device['name']}", words, judge=_stages)
     if "tests" in options.only:
         # Quickly: scores and cache types; the rest takes a minute more.
         some = ["tests/test_graph.py", "-k", "golden or cache_types"] if options.quick else list(TESTS)
         words = [_env.script("pytest"), "-q", "-p", "no:cacheprovider", "--junitxml={out}", *some]
-        run.command("tests", words, limit=_LIMIT, reader=read_tests, judge=_tests)
+        run.command("tests", words, reader=read_tests, judge=_tests)
     if "engine" in options.only:
         words = [python, _PROBE, "engine", "{out}", "-1" if gpu else "0", "832" if options.quick else "3072"]
-        run.command("engine", words, limit=_LIMIT, judge=_engine)
+        run.command("engine", words, judge=_engine)
     size = sizes(options, gpu, shutil.disk_usage(cache_dir()).free)
     model = _model(run, options, size)
     if "bench" in options.only:
@@ -93,7 +91,7 @@ def _model(run: Run, options: argparse.Namespace, size: dict[str, Any]) -> Path 
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     words = [_env.script("restkv-bench"), "shapes", size["shape"], *layers, "--type", _TYPE, "--out", path]
-    step = run.command("model", words, limit=_LIMIT, judge=lambda _: (True, f"{size['shape']}, {size['layers']} layers"))
+    step = run.command("model", words, judge=lambda _: (True, f"{size['shape']}, {size['layers']} layers"))
     return path if step.status == "ok" else None
 
 
@@ -108,7 +106,7 @@ def _bench(run: Run, gpu: dict[str, Any] | None, size: dict[str, Any], model: Pa
     if gpu is None:
         words += ["--rounds", "2", "--decode-tokens", "8"]
         words += ["--copy-bytes", str(64 << 20), "--threads", str(max(1, (os.cpu_count() or 2) // 2))]
-    run.command("bench", words, limit=_LIMIT, judge=_figures)
+    run.command("bench", words, judge=_figures)
 
 
 # ---- what the results mean ---------------------------------------------------------------------

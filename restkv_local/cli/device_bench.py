@@ -192,8 +192,8 @@ def _first(engine: Engine, tokens: Sequence[int], rounds: int, say: Say) -> floa
 
 def _memory(engine: Engine, where: str, free_before: int, text: int, say: Say) -> dict[str, Any]:
     """Bytes: of the cells and what evictions add, as counted by the library; what the device has less of than before
-    the model was loaded (with the weights, llama.cpp's work buffers and the driver's own); a full cache of the text,
-    counted and as the device tells it."""
+    the model was loaded (with the weights, llama.cpp's work buffers and the driver's own); what was allocated, by
+    device; a full cache of the text, counted and as the device tells it."""
     report, stats = engine.report(), native.Stats()
     native.check(native.lib().restkv_get_stats(engine.ctx, ctypes.byref(stats)))
     parts = {
@@ -207,6 +207,7 @@ def _memory(engine: Engine, where: str, free_before: int, text: int, say: Say) -
     evicting = sum(parts.values())
     known = find_device(where)
     found: dict[str, Any] = {**parts, "evicting_bytes": evicting, "weight_bytes": model_bytes(engine)["all"]}
+    found["by_device"] = [asdict(part) | {"used_bytes": part.used_bytes} for part in report.memory]
     found["device_used_bytes"] = None if known.kind == "cpu" else max(0, free_before - known.memory_free)
     found |= {"stock_kv_bytes": None, "stock_device_bytes": None, "saved": None}
     if not text:
