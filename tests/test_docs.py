@@ -213,7 +213,7 @@ def parse(words: list[str]) -> None:
         program = bench.main if words[0] == "restkv-bench" else evaluation.main
         command = program.commands[words[1]]
         # A page names folders that a reader has and this checkout has not.
-        values = [word for word in words[2:] if not (command.name == "report" and word == "results")]
+        values = [word for word in words[2:] if not (command.name == "report" and word.split("/")[0] == "results")]
         command.make_context(words[1], [*values, "."] if command.name == "report" else values)
     elif words[0] == "python3" and words[1:2] != ["-m"]:
         assert (ROOT / words[1]).is_file()

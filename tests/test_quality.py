@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 import _quality
 from restkv_local.cli import eval as program
+from restkv_local.eval.variant import parse_variants
 
 
 def _record(
@@ -40,7 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_was_not_measured_says_so(folder: Path) -> None:
-    assert _quality.block("niah")() == _quality.ruler() == _quality.standing() == "Not measured yet."
+    for text in (_quality.block("niah")(), _quality.ruler(), _quality.standing()):
+        assert text.startswith("Not measured yet")
 
 
 def test_standing_says_where_restkv_wins_and_where_it_loses(folder: Path) -> None:
@@ -78,35 +80,19 @@ def test_ruler_says_what_the_full_cache_cannot_do(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", list(_quality.COMMANDS))
 def test_committed_results_are_those_of_the_commands(name: str) -> None:
-    records = _quality.load(name)
-    if not _quality.COMMANDS[name]:
-        assert not records, "results without a command that makes them"
-        return
-    assert records, f"benchmarks/quality/{name}.jsonl is missing"
+    words = shlex.split(_quality.COMMANDS[name])
+    context = program.main.commands[words[1]].make_context(words[1], words[2:])  # raises for what cannot be
+    values = context.params
+    names = [variant.name for variant in parse_variants(values["methods"])]
     allowed: set[tuple[Any, ...]] = set()
-    for line in _quality.COMMANDS[name]:
-        words = shlex.split(line)
-        command = program.main.commands[words[1]]
-        context = command.make_context(words[1], words[2:], resilient_parsing=False)
-        assert isinstance(command, click.Command)
-        values = context.params
-        for length in values["contexts"]:
-            for seed in values["seeds"]:
-                allowed |= {(length, seed, "full")} | {
-                    (length, seed, variant, budget, prefill)
-                    for variant in _names(values["methods"])
-                    for budget in values["budgets"]
-                    for prefill in values["prefills"]
-                }
+    for length in values["contexts"]:
+        for seed in values["seeds"]:
+            allowed.add((length, seed, "full"))
+            for variant, budget, prefill in product(names, values["budgets"], values["prefills"]):
+                allowed.add((length, seed, variant, budget, prefill))
     found = set()
-    for record in records:
+    for record in _quality.load(name):
         setting = record["setting"]
         key = (record["context"], record["seed"], setting["name"])
         found.add(key if setting["method"] == "full" else (*key, setting["budget"], setting["prefill"]))
     assert found <= allowed
-
-
-def _names(texts: tuple[str, ...]) -> list[str]:
-    from restkv_local.eval.variant import parse_variants
-
-    return [variant.name for variant in parse_variants(texts)]

@@ -16,27 +16,48 @@ OURS = "restkv"
 # Of a kind of needle or a task that the full cache itself answers less often, nothing can be lost.
 ABLE = 0.5
 # File -> the commands that make its results. All go on with --resume.
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "niah": (
-        "restkv-eval niah --contexts 2048,4096 --budgets 256,1024 --methods all --out results/niah --resume",
-    ),
+# Of ReST-KV, each with one option that is not its default. The widest window comes first: its reading serves all.
+_PARTS = (
+    "restkv:window=64,restkv,restkv:indicator=attention,restkv:indicator=attention-value-norm,restkv:use_wo=False,"
+    "restkv:rows=mean,restkv:rows=last,restkv:pooling=none,restkv:pooling=avgpool,restkv:pooling=maxpool,"
+    "restkv:kernel=5,restkv:kernel=11,restkv:kernel=41,restkv:window=16,restkv:reduce=max,restkv:metric_mode=before"
+)
+# File -> the command that makes its results. Each goes on where it was stopped.
+COMMANDS: dict[str, str] = {
+    "niah": "restkv-eval niah --contexts 2048,4096 --budgets 256,1024 --methods all",
     "fidelity": (
         "restkv-eval fidelity --kinds prose,code,dialogue --contexts 2048 --budgets 64,128,256,512,1024 --methods all "
-        "--seeds 0,1,2,3 --samples 1 --out results/fidelity --resume",
+        "--seeds 0,1,2,3 --samples 1"
     ),
-    "ablation": (),
-    "ruler": (),
-    "prefill": (),
-    "long": (),
+    "ablation": (
+        f"restkv-eval fidelity --kinds prose,code,dialogue --contexts 2048 --budgets 128,512 --methods {_PARTS} "
+        "--seeds 0,1,2,3 --samples 1"
+    ),
+    "needle-ablation": (
+        f"restkv-eval niah --kinds passkey,sentence --contexts 2048 --budgets 128 "
+        f"--methods {_PARTS},snapkv,snapkv:kernel=21"
+    ),
+    "prefill": (
+        "restkv-eval niah --kinds passkey,sentence --contexts 2048 --budgets 256 --methods restkv,snapkv,streamingllm "
+        "--prefill exact,guided,stream"
+    ),
+    "ruler": (
+        "restkv-eval ruler --contexts 1024 --budgets 256 --prefill exact --methods restkv,snapkv,tova,streamingllm "
+        "--samples 2"
+    ),
+    "long": (
+        "restkv-eval fidelity --kinds prose --contexts 8192 --budgets 256,1024 --methods restkv,snapkv,streamingllm "
+        "--samples 2"
+    ),
 }
 
 
 def commands() -> str:
     """Every command that makes a file, and the one that makes it small."""
     lines = []
-    for name, made in COMMANDS.items():
-        if made:
-            lines += [*made, f"restkv-eval report results/{name} --compact benchmarks/quality/{name}.jsonl"]
+    for name, command in COMMANDS.items():
+        lines.append(f"{command} --out results/{name} --resume")
+        lines.append(f"restkv-eval report results/{name} --compact benchmarks/quality/{name}.jsonl")
     lines.append("python3 tools/docs.py")
     return "```sh\n" + "\n".join(lines) + "\n```"
 
@@ -56,7 +77,7 @@ def block(name: str) -> Callable[[], str]:
 
         records = load(name)
         if not records:
-            return "Not measured yet."
+            return missing(name)
         return "\n\n".join([*markdown_tables(records), origin(records)])
 
     return made
@@ -88,7 +109,7 @@ def ruler() -> str:
 
     records = load("ruler")
     if not records:
-        return "Not measured yet."
+        return missing("ruler")
     found = rows(records)
     settings = list(dict.fromkeys((row.context, _setting(row)) for row in found))
     parts = []
@@ -139,6 +160,11 @@ def standing() -> str:
             )
     heads = ["measure", "context", "budget", "samples", "ReST-KV", "best", "difference to it", "ReST-KV is"]
     return _table(heads, lines) if lines else "Not measured yet."
+
+
+def missing(name: str) -> str:
+    """What stands where there are no results."""
+    return f"Not measured yet; `{name}` among the commands below makes it."
 
 
 def _able(found: Sequence[Row]) -> set[str]:

@@ -54,6 +54,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "quality fidelity": _quality.block("fidelity"),
     "quality niah": _quality.block("niah"),
     "quality ablation": _quality.block("ablation"),
+    "quality needle-ablation": _quality.block("needle-ablation"),
     "quality prefill": _quality.block("prefill"),
     "quality ruler": _quality.ruler,
     "quality long": _quality.block("long"),
