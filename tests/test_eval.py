@@ -232,6 +232,17 @@ def test_of_a_repeated_measurement_the_last_counts(tmp_path: Path) -> None:
     assert identity(found) == identity(_record("a"))
 
 
+def test_a_record_from_before_an_option_is_that_of_its_default() -> None:
+    def record(**evict: Any) -> dict[str, Any]:
+        found = _record("a")
+        return found | {"setting": found["setting"] | {"evict": evict}}
+
+    new = record(reserve=128, kernel=EvictConfig().kernel)
+    assert identity(new) == identity(record(reserve=128)) != identity(record(reserve=128, kernel=5))
+    assert len(rows([new, record(reserve=128, seed=3)])) == 1
+    assert len(rows([new, record(reserve=128, kernel=5)])) == 2
+
+
 def test_rows_compare_with_the_full_cache_on_the_same_samples() -> None:
     records = [_full("a", -0.5), _full("b", -1.0), _record("a"), _record("b"), _record("c")]
     full, row = rows(records)

@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..config import EvictConfig
 from ..errors import RestkvError
 from .compact import COMMON, merged
 
@@ -18,6 +20,7 @@ SUFFIX = ".jsonl"
 SCHEMA = 1
 # A record is the same measurement again when these agree.
 _IDENTITY = ("task", "options", "context", "seed", "sample", "setting")
+_DEFAULTS = asdict(EvictConfig())
 _NEEDED = ("task", "context", "seed", "sample", "setting", "cache", "scores")
 
 
@@ -29,7 +32,18 @@ def identity(record: Record) -> str:
     """What makes a record one measurement: two with the same are repetitions."""
     model = record.get("model", {})
     values = {name: record.get(name) for name in _IDENTITY} | {"model": [model.get("name"), model.get("bytes")]}
+    values["setting"] = chosen(record.get("setting") or {})
     return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+
+def chosen(setting: Record) -> Record:
+    """A setting without what has its default: a record from before an option existed is that of its default."""
+    evict = {
+        name: value
+        for name, value in setting.get("evict", {}).items()
+        if name not in _DEFAULTS or _DEFAULTS[name] != value
+    }
+    return {**setting, "evict": evict}
 
 
 class ResultFile:
