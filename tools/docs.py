@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 try:
     import _help
+    import _portability
     import _results
     import _settings
     import _tasks
@@ -41,6 +42,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": _results.memory,
     "needle": _results.needle,
     "machine": _results.machine,
+    "portability": _portability.portability,
     "ruler tasks": _tasks.ruler,
     "longbench tasks": _tasks.longbench,
     "infinitebench tasks": _tasks.infinitebench,
