@@ -17,6 +17,7 @@ from typing import Any
 import click
 import pytest
 
+import _portability
 import _results
 import _settings
 import docs
@@ -154,6 +155,23 @@ def test_memory_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     table = _results.memory()
     assert "| 4,096 | 4,000 tokens | 2.0 MB | 4.0 MB | 500.0 MB | 7 | 20 s | 2.5% |" in table
     assert "`restkv-bench memory --contexts 4096 --budget 512 --json benchmarks/memory.json`" in table
+
+
+def test_portability_claims_what_was_seen_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_results, "FOLDER", tmp_path)
+    file = tmp_path / "portability.json"
+    seen = {"date": "2026-01-02", "on": "a card", "what": "all tests."}
+    file.write_text(json.dumps({"backends": [{"backend": "CUDA", "compiled": None, "hardware": seen}]}))
+    table = _portability.portability()
+    assert "| CUDA | not seen | not seen | 2026-01-02, a card |" in table
+    assert "- CUDA, ran on hardware: all tests." in table and "compiles:" not in table
+    for wrong in ({**seen, "date": "soon"}, {**seen, "on": ""}, {"date": "2026-01-02"}):
+        file.write_text(json.dumps({"backends": [{"backend": "CUDA", "hardware": wrong}]}))
+        with pytest.raises(_settings.SettingsError, match="CUDA, hardware: a sighting has date, on, what"):
+            _portability.portability()
+    file.write_text(json.dumps({"backends": [{"backend": "CUDA", "works": seen}]}))
+    with pytest.raises(_settings.SettingsError, match="unknown works"):
+        _portability.portability()
 
 
 def test_needle_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 try:
     import _gpu_results
     import _help
+    import _portability
     import _quality
     import _results
     import _settings
@@ -44,6 +45,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "needle": _results.needle,
     "machine": _results.machine,
     "gpu checks": _gpu_results.gpu_checks,
+    "portability": _portability.portability,
     "ruler tasks": _tasks.ruler,
     "longbench tasks": _tasks.longbench,
     "infinitebench tasks": _tasks.infinitebench,
