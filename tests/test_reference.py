@@ -15,7 +15,7 @@ from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError
 from restkv_local.reference import score, score_lean
 from restkv_local.reference.compact import compact
-from restkv_local.reference.inputs import ScoreParams
+from restkv_local.reference.params import ScoreParams
 from restkv_local.reference.select import select
 from restkv_local.reference.smooth import smooth_adaptive, smooth_avgpool, smooth_maxpool
 from score_cases import assert_same_sets, assert_scores_close, gapped_positions, random_arrays

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .inputs import Float32, ScoreInputs, ScoreParams
+from .inputs import Float32, ScoreInputs
+from .params import ScoreParams
 
 
 def queryless_scores(inputs: ScoreInputs) -> Float32:
