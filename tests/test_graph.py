@@ -304,7 +304,9 @@ def test_rows_that_are_no_whole_words_go_another_way(device: str, tmp_path: Path
 
 
 @each_device
-@pytest.mark.parametrize("changes", [{"metric_mode": "before"}, {"allocation": "pyramid"}, {"allocation": "ada"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"metric_mode": "before"}, {"allocation": "pyramid"}, {"allocation": "ada"}], ids=str
+)
 def test_what_has_no_graph_goes_another_way(changes: dict[str, object], device: str, tmp_path: Path) -> None:
     path = models.write_random(tmp_path / "model.gguf", "llama", seed=8)
     got = run(path, EvictConfig(stages="graph").with_(**changes), device=device)
