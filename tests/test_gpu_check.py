@@ -102,7 +102,7 @@ def test_other_switches_build_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_layers_that_fit(free: int, disk: int, layers: int) -> None:
     options = Namespace(quick=False, shape=None, layers=None, text=None)
-    found = _check_steps.sizes(options, {"memory_free": free}, disk)
+    found = _check_steps.sizes(options, {"memory_free": free, "description": "A card"}, disk)
     assert found == {
         "shape": "llama-3.1-8b", "layers": layers, "text": 131072, "budget": 4096, "reserve": 2048, "read": 32768
     }  # fmt: skip
@@ -121,7 +121,8 @@ def test_size_of_a_layer_is_that_of_the_shape() -> None:
 def test_small_sizes_and_wishes() -> None:
     options = Namespace(quick=False, shape=None, layers=None, text=None)
     assert _check_steps.sizes(options, None, GB)["shape"] == "tiny"
-    gpu = {"memory_free": 80 * GB}
+    gpu: dict[str, Any] = {"memory_free": 80 * GB, "description": "A card"}
+    assert _check_steps.sizes(options, gpu | {"description": "llvmpipe (LLVM 15.0.6, 256 bits)"}, GB)["shape"] == "tiny"
     assert _check_steps.sizes(Namespace(**vars(options) | {"quick": True}), gpu, GB)["shape"] == "tiny"
     wishes = Namespace(quick=False, shape="gemma-7b", layers=2, text=8192)
     found = _check_steps.sizes(wishes, gpu, 60 * GB)

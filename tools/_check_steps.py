@@ -18,6 +18,8 @@ NAMES = ("stages", "tests", "engine", "model", "bench")
 TESTS = ("tests/test_graph.py", "tests/test_rpc.py")
 _PROBE = ROOT / "tools" / "_check_probe.py"
 _GPUS = ("gpu", "igpu")
+# In the description of a device that is a program.
+_SOFTWARE = ("llvmpipe", "lavapipe", "swiftshader")
 
 # The benchmark on a GPU: the shape, what it takes, and what is left free of memory and disk.
 _SHAPE, _TYPE, _BUDGET, _RESERVE, _TEXT = "llama-3.1-8b", "q4_0", 4096, 2048, 131072
@@ -62,7 +64,7 @@ def all_steps(run: Run, options: argparse.Namespace) -> None:
 
 def sizes(options: argparse.Namespace, gpu: dict[str, Any] | None, free_disk: int) -> dict[str, Any]:
     """Shape, layers, text, budget and reserve of the benchmark; layers: what the GPU and the disk hold."""
-    small = options.quick or gpu is None
+    small = options.quick or gpu is None or any(name in gpu["description"].lower() for name in _SOFTWARE)
     found: dict[str, Any] = dict(_SMALL)
     if not small and gpu is not None:
         room = _MEMORY_SHARE * (gpu["memory_free"] or 8e9) - _REST
