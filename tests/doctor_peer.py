@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rpc_peer import load
+from devices import library
 
 
 def say(what: str, **found: Any) -> None:
@@ -28,7 +28,7 @@ def main(folder: str, port: str, model: str) -> None:
     from restkv_local.check import check_device, devices, first_load
 
     native.lib()
-    ggml, rpc = load(folder, "ggml"), load(folder, "ggml-rpc")
+    ggml, rpc = library("ggml", folder), library("ggml-rpc", folder)
     rpc.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
     ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
     ggml.ggml_backend_register(rpc.ggml_backend_rpc_add_server(f"127.0.0.1:{port}".encode()))

@@ -33,6 +33,8 @@ from test_rpc import HERE, free_port, join, wait_for
 from test_rpc import build as build_rpc
 
 pytestmark = pytest.mark.usefixtures("native")
+# Of a process that runs a file of the tests.
+PATHS = os.pathsep.join([str(HERE), str(ROOT / "tools"), str(ROOT)])
 
 GPU = Device("GPU0", "a card", "CUDA", "gpu", "0000:01:00.0", False, 1, 2, "1.0")
 
@@ -284,10 +286,8 @@ def served(build_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for path in build_wrong(build_cache).glob("libllama.*"):
         shutil.copy2(path, wrong)
     port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "rpc_peer.py"), "serve", str(right), str(port)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = [sys.executable, str(HERE / "rpc_peer.py"), str(right), str(port)]
+    server = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PATHS}, stdout=subprocess.DEVNULL)
     try:
         wait_for(port, server)
         yield right, wrong, str(port)
@@ -300,7 +300,7 @@ def meet(folder: Path, port: str, tmp_path: Path, wrong: str = "") -> dict[str, 
     """What a process finds that meets the served device with a library and an empty cache, by kind of line."""
     model = models.write_random(tmp_path / "model.gguf", "llama", seed=3)
     env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT / "tools"), str(ROOT)]),
+        "PYTHONPATH": PATHS,
         "RESTKV_WRONG_STAGE": wrong,
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "HOME": str(tmp_path),
