@@ -5,5 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 
-// Row src[i] of a KV head moves to row i. rows: first byte of the head in cell 0; stride: bytes from cell to cell.
-void restkv_move_rows(uint8_t * rows, size_t stride, size_t n_bytes, const int32_t * src, uint32_t n);
+// Row src[i] of a KV head moves to row to + i; src ascends. rows: first byte of the head in cell 0; stride: bytes from
+// cell to cell; `to` may lie before that cell.
+void restkv_move_rows(uint8_t * rows, size_t stride, size_t n_bytes, const int32_t * src, uint32_t n, int64_t to = 0);

@@ -3,7 +3,6 @@
 
 #include "evict.h"
 
-#include "compact.h"
 #include "graph/graph.h"
 #include "methods/methods.h"
 #include "parallel.h"
@@ -64,130 +63,22 @@ restkv_cache::window restkv_cache::rows(llama_pos pos_next, uint32_t n_max) cons
     return w;
 }
 
-restkv_view restkv_cache::head_view(const layer_state & layer, uint32_t head_kv, const layer_data & data,
-                                    const std::vector<int32_t> & row_pos, const std::vector<int32_t> & row_slots,
-                                    restkv_scratch & scratch) const {
-    const uint32_t group = layer.n_head / layer.n_head_kv;
-
-    restkv_view view;
-    view.k        = data.k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
-    view.v        = data.v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
-    view.k_stride = layer.k->nb[1];
-    view.v_stride = layer.v->nb[1];
-    view.k_type   = layer.k->type;
-    view.v_type   = layer.v->type;
-    view.n_rows   = (uint32_t) row_pos.size();
-    view.row_pos  = row_pos.data();
-    view.group    = group;
-    view.d_k      = layer.d_k;
-    view.d_v      = layer.d_v;
-    view.softcap  = kv.hparams.attn_soft_cap ? kv.hparams.f_attn_logit_softcapping : 0.0f;
-    view.sinks    = data.sinks.empty() ? nullptr : data.sinks.data() + (size_t) head_kv * group;
-    view.layer    = layer.il;
-    view.head_kv  = head_kv;
-    view.i_layer  = (uint32_t) (&layer - layers.data());
-    view.n_layers = (uint32_t) layers.size();
-    view.cursor   = cursor;
-    view.wo       = layer.wo.empty() ? nullptr : layer.wo.data() + (size_t) head_kv * group * layer.d_v * layer.d_v;
-    view.sums     = layer.sums.empty() ? nullptr : layer.sums.data() + (size_t) head_kv * params.capacity;
-
-    if (method->uses_queries) {
-        float * q = scratch.queries.data();
-        for (uint32_t h = 0; h < group; ++h) {
-            for (uint32_t i = 0; i < view.n_rows; ++i) {
-                const float * row = data.ring.data() + (size_t) row_slots[i] * layer.n_head * layer.d_k +
-                                    (size_t) (head_kv * group + h) * layer.d_k;
-                for (uint32_t x = 0; x < layer.d_k; ++x) {
-                    *q++ = row[x] * layer.kq_scale;
-                }
-            }
-        }
-        view.q = scratch.queries.data();
-    }
-    return view;
-}
-
-// Scores of one KV head, and its best n_select past cells in scratch.kept.
-void restkv_cache::score_head(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
-                              const layer_data & data, restkv_scratch & scratch, uint32_t n_select) const {
-    std::vector<int32_t> & pos   = scratch.pos;
-    const int32_t *        table = layer.table.data() + (size_t) head_kv * params.budget;
-    std::copy(table, table + n_table, pos.begin());
-    std::copy(plan.tail_pos.begin(), plan.tail_pos.end(), pos.begin() + n_table);
-
-    restkv_view view = head_view(layer, head_kv, data, plan.row_pos, plan.row_slots, scratch);
-    view.n_cells     = plan.n_cells;
-    view.n_past      = plan.n_past;
-    view.pos         = pos.data();
-
-    const uint32_t n_keep = plan.n_kept - plan.n_window;
-    const bool     drifts = restkv_drifts(*method, params, plan, pos.data());
-    restkv_score_head(view, params, drifts ? n_keep : 0, n_select, scratch);
-}
-
-// Keep the past cells of scratch.kept and the window. Nothing here can fail.
-void restkv_cache::move_head(const layer_state & layer, uint32_t head_kv, const evict_plan & plan, layer_data & data,
-                             restkv_scratch & scratch, int32_t * table_out) const {
-    const int64_t  t_start = ggml_time_us();
-    const uint32_t n_keep  = plan.n_kept - plan.n_window;
-    int32_t *      kept    = scratch.kept.data();
-    for (uint32_t i = 0; i < plan.n_window; ++i) {
-        kept[n_keep + i] = (int32_t) (plan.n_past + i);
-    }
-    uint8_t * const k = data.k + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
-    uint8_t * const v = data.v + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
-    restkv_move_rows(k, layer.k->nb[1], ggml_row_size(layer.k->type, layer.d_k), kept, plan.n_kept);
-    restkv_move_rows(v, layer.v->nb[1], ggml_row_size(layer.v->type, layer.d_v), kept, plan.n_kept);
-    for (uint32_t i = 0; i < plan.n_kept; ++i) {
-        table_out[i] = scratch.pos[kept[i]];
-    }
-    if (data.sums) {
-        float * sums = data.sums + (size_t) head_kv * params.capacity;
-        for (uint32_t i = 0; i < plan.n_kept; ++i) {
-            sums[i] = sums[kept[i]];
-        }
-        std::fill(sums + plan.n_kept, sums + plan.n_cells, 0.0f);
-    }
-    scratch.times.compact += ggml_time_us() - t_start;
-}
-
-void restkv_cache::evict_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan, layer_data & data,
-                              restkv_scratch & scratch, int32_t * table_out) const {
-    score_head(layer, head_kv, plan, data, scratch, plan.n_kept - plan.n_window);
-    move_head(layer, head_kv, plan, data, scratch, table_out + (size_t) head_kv * params.budget);
-}
-
-// All KV heads of a layer keep one set, by the mean of their scores; so they hold the same positions at all times.
-void restkv_cache::evict_layer_task(const layer_state & layer, const evict_plan & plan, layer_data & data,
-                                    restkv_scratch & scratch, int32_t * table_out) const {
-    std::vector<float> total(plan.n_past, 0.0f);
-    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        score_head(layer, h, plan, data, scratch, 0);
-        for (uint32_t j = 0; j < plan.n_past; ++j) {
-            total[j] += scratch.row[j];
-        }
-    }
-    restkv_select_top(total.data(), plan.n_past, plan.n_kept - plan.n_window, scratch.kept.data());
-    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        move_head(layer, h, plan, data, scratch, table_out + (size_t) h * params.budget);
-    }
-}
-
 // Score and compact all layers. `moved` is set before the first row moves.
 void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bool & moved) {
     uint32_t group = 1, d_k = 1, d_v = 1;
     size_t   n_copy = 0;  // bytes of the largest layer that is copied to the host
 
     std::vector<layer_data>                    data(layers.size());
-    std::vector<std::vector<int32_t>>          tables;
+    std::vector<layer_kept>                    kept;
     std::vector<std::pair<uint32_t, uint32_t>> tasks;  // (layer, KV head) of the layers in host memory
+    std::vector<uint32_t>                      joint;  // layers in host memory whose heads share their budgets
     std::vector<uint32_t>                      copied, as_graph;
     for (uint32_t l = 0; l < layers.size(); ++l) {
         const layer_state & layer = layers[l];
         group                     = std::max(group, layer.n_head / layer.n_head_kv);
         d_k                       = std::max(d_k, layer.d_k);
         d_v                       = std::max(d_v, layer.d_v);
-        tables.emplace_back(layer.table.size());
+        kept.push_back({ std::vector<int32_t>(layer.table.size()), std::vector<uint32_t>(layer.n_head_kv) });
         data[l].sums = layers[l].sums.empty() ? nullptr : layers[l].sums.data();
         if (layer.sinks) {
             data[l].sinks.resize(layer.n_head);
@@ -203,26 +94,23 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         }
         if (layer.stages == RESTKV_STAGES_HOST) {
             copied.push_back(l);
-            n_copy = std::max(n_copy, plan.n_cells * (layer.k->nb[1] + layer.v->nb[1]));
+            n_copy = std::max(n_copy, (plan.n_end - layer.first) * (layer.k->nb[1] + layer.v->nb[1]));
             continue;
         }
         data[l].k = (uint8_t *) layer.k->data;
         data[l].v = (uint8_t *) layer.v->data;
+        if (layer.mask) {
+            joint.push_back(l);
+            continue;
+        }
         for (uint32_t h = 0; h < (method->per_layer ? 1 : layer.n_head_kv); ++h) {
             tasks.push_back({ l, h });
         }
     }
     std::vector<restkv_scratch> scratch;  // [n_threads]
-    const auto                  evict_one = [&](uint32_t l, uint32_t h, uint32_t thread) {
-        if (method->per_layer) {
-            evict_layer_task(layers[l], plan, data[l], scratch[thread], tables[l].data());
-        } else {
-            evict_task(layers[l], h, plan, data[l], scratch[thread], tables[l].data());
-        }
-    };
 
     uint32_t n_tasks = (uint32_t) tasks.size();
-    for (const std::vector<uint32_t> * some : { &copied, &as_graph }) {
+    for (const std::vector<uint32_t> * some : { &joint, &copied, &as_graph }) {
         for (const uint32_t l : *some) {
             n_tasks = std::max(n_tasks, layers[l].n_head_kv);
         }
@@ -233,36 +121,63 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
 
     restkv_graph_scores scores;
     for (uint32_t t = 0; t < n_threads; ++t) {
-        scratch.emplace_back(plan.n_cells, group, d_k, d_v, n_rows);
+        scratch.emplace_back(plan.n_end, group, d_k, d_v, n_rows);
     }
 
+    const auto evict_one = [&](uint32_t l, uint32_t h, restkv_scratch & s) {
+        if (method->per_layer) {
+            evict_layer_task(layers[l], plan, data[l], s, kept[l]);
+            return;
+        }
+        const uint32_t n_keep = score_task(layers[l], h, plan, data[l], s);
+        move_task(layers[l], h, plan, data[l], s, n_keep, kept[l]);
+    };
     moved = true;
     restkv_parallel((uint32_t) tasks.size(), n_threads, [&](uint32_t task, uint32_t thread) {
         const auto [l, h] = tasks[task];
-        evict_one(l, h, thread);
+        evict_one(l, h, scratch[thread]);
     });
+    for (const uint32_t l : joint) {
+        evict_heads(layers[l], plan, data[l], scratch, n_threads, kept[l]);
+    }
 
     for (const uint32_t l : as_graph) {
-        evict_as_graph(layers[l], plan, data[l].sinks.empty() ? nullptr : data[l].sinks.data(), scratch,
-                       tables[l].data(), scores, event);
+        evict_as_graph(layers[l], plan, data[l].sinks.empty() ? nullptr : data[l].sinks.data(), scratch, kept[l],
+                       scores, event);
     }
     for (const uint32_t l : copied) {
         const layer_state & layer = layers[l];
-        const size_t        n_k   = plan.n_cells * layer.k->nb[1];
+        const size_t        n_row = plan.n_end - layer.first;
         data[l].k                 = copy.data();
-        data[l].v                 = copy.data() + n_k;
-        ggml_backend_tensor_get(layer.k, data[l].k, 0, n_k);
-        ggml_backend_tensor_get(layer.v, data[l].v, 0, plan.n_cells * layer.v->nb[1]);
-        const uint32_t n = method->per_layer ? 1 : layer.n_head_kv;
-        restkv_parallel(n, std::min(n_threads, n), [&](uint32_t h, uint32_t thread) { evict_one(l, h, thread); });
-        ggml_backend_tensor_set(layer.k, data[l].k, 0, plan.n_kept * layer.k->nb[1]);
-        ggml_backend_tensor_set(layer.v, data[l].v, 0, plan.n_kept * layer.v->nb[1]);
+        data[l].v                 = copy.data() + n_row * layer.k->nb[1];
+        ggml_backend_tensor_get(layer.k, data[l].k, 0, n_row * layer.k->nb[1]);
+        ggml_backend_tensor_get(layer.v, data[l].v, 0, n_row * layer.v->nb[1]);
+        if (layer.mask) {
+            evict_heads(layer, plan, data[l], scratch, n_threads, kept[l]);
+        } else {
+            const uint32_t n = method->per_layer ? 1 : layer.n_head_kv;
+            restkv_parallel(n, std::min(n_threads, n),
+                            [&](uint32_t h, uint32_t thread) { evict_one(l, h, scratch[thread]); });
+        }
+        ggml_backend_tensor_set(layer.k, data[l].k, 0, layer.budget * layer.k->nb[1]);
+        ggml_backend_tensor_set(layer.v, data[l].v, 0, layer.budget * layer.v->nb[1]);
     }
 
+    uint64_t n_before = 0, n_after = 0, n_heads = 0;
     for (uint32_t l = 0; l < layers.size(); ++l) {
-        layers[l].table = std::move(tables[l]);
-        event.bytes_moved += plan.n_kept * (layers[l].k->nb[1] + layers[l].v->nb[1]);
+        layer_state & layer = layers[l];
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            n_before += held(layer, h) + plan.tail_pos.size() - plan.n_guide;
+            n_after += kept[l].held[h];
+            event.bytes_moved +=
+                kept[l].held[h] * (ggml_row_size(layer.k->type, layer.d_k) + ggml_row_size(layer.v->type, layer.d_v));
+        }
+        n_heads += layer.n_head_kv;
+        layer.table = std::move(kept[l].table);
+        layer.held  = std::move(kept[l].held);
     }
+    event.n_cells = (uint32_t) (n_before / n_heads);
+    event.n_kept  = (uint32_t) (n_after / n_heads);
     for (const restkv_scratch & s : scratch) {
         event.us_attend += s.times.attend / n_threads;
         event.us_score += s.times.score / n_threads;
@@ -275,20 +190,27 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     event.n_layer       = (uint32_t) layers.size();
     event.n_layer_graph = (uint32_t) as_graph.size();
     event.n_layer_host  = (uint32_t) copied.size();
-    bytes_scratch       = n_threads * restkv_scratch::bytes(plan.n_cells, group, d_k, d_v, n_rows) + n_copy;
+    bytes_scratch       = n_threads * restkv_scratch::bytes(plan.n_end, group, d_k, d_v, n_rows) + n_copy;
 }
 
 // llama.cpp's table after an eviction: the window keeps its positions; the cells before it, which hold other positions
-// in every head, get numbers below them, so that every later token sees them.
-void restkv_cache::drop_cells(uint32_t n_keep, llama_pos pos_next) {
+// in every head, get numbers below them, so that every later token sees them. Cells that nobody holds stay empty.
+void restkv_cache::drop_cells(llama_pos pos_next) {
+    uint32_t n_held = 0, n_window = n_row_max;
+    for (const layer_state & layer : layers) {
+        n_held   = std::max(n_held, *std::max_element(layer.held.begin(), layer.held.end()));
+        n_window = std::min(n_window, layer.n_window);
+    }
+    n_table                = n_row_max;
     llama_kv_cells & cells = kv.v_cells[0];
     cells.reset();
-    for (uint32_t i = 0; i < n_keep; ++i) {
-        const bool in_window = i + params.window >= n_keep;
-        cells.pos_set(i, in_window ? pos_next - (llama_pos) (n_keep - i) : (llama_pos) i);
+    for (uint32_t i = n_table - n_held; i < n_table; ++i) {
+        const bool in_window = i + n_window >= n_table;
+        cells.pos_set(i, in_window ? pos_next - (llama_pos) (n_table - i) : (llama_pos) (i - (n_table - n_held)));
         cells.seq_add(i, 0);
     }
-    kv.v_heads[0] = n_keep;
+    kv.v_heads[0] = n_table;
+    show_cells();
 
     for (llama_pos & pos : ring_pos) {
         pos = pos >= pos_next ? -1 : pos;
@@ -301,12 +223,12 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
     bool             moved  = false;
     try {
         const llama_kv_cells & cells = kv.v_cells[0];
-        const uint32_t         n     = n_used();
+        const uint32_t         n     = n_end();
         restkv_fail(RESTKV_OK, "");
 
-        if (n_guide > 0 && n_guide >= n) {
+        if (n_guide > 0 && n_guide >= n_used()) {
             return restkv_fail(RESTKV_INVALID, "a guide of " + std::to_string(n_guide) + " tokens with " +
-                                                   std::to_string(n) + " cells in use: decode the guide first");
+                                                   std::to_string(n_used()) + " cells in use: decode the guide first");
         }
         if (n_guide > 0 &&
             (dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory))) {
@@ -314,15 +236,15 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
                                "a model with recurrent layers cannot forget a guide: use prefill=stream");
         }
         const uint32_t n_doc = n - n_guide;
-        for (uint32_t i = n_table; i < n; ++i) {
-            if (cells.is_empty(i) || (i > n_table && cells.pos_get(i) != cells.pos_get(i - 1) + 1)) {
+        for (uint32_t i = tail_begin(); i < n; ++i) {
+            if (cells.is_empty(i) || (i > tail_begin() && cells.pos_get(i) != cells.pos_get(i - 1) + 1)) {
                 return restkv_fail(RESTKV_UNSUPPORTED, "positions of the text are missing in the cache: read it again");
             }
         }
         if (n_doc < n_table) {
             return restkv_fail(RESTKV_INVALID, "the guide reaches back before the last eviction");
         }
-        const llama_pos pos_next = n_doc > 0 ? pos_of(n_doc - 1) + 1 : 0;
+        const llama_pos pos_next = n_used() > n_guide ? pos_of(n_doc - 1) + 1 : 0;
         const auto      iswa     = n_guide > 0 ? dynamic_cast<llama_kv_cache_iswa *>(memory) : nullptr;
         if (iswa && !can_cut(kv, *iswa->get_swa(), pos_next)) {
             return restkv_fail(RESTKV_UNSUPPORTED, "the guide has overwritten cells of the sliding window: use a "
@@ -334,7 +256,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             return restkv_fail(RESTKV_NO_MEMORY, "memory ran out while the votes of the queries were counted: lower "
                                                  "the budget or the threads and read the text again");
         }
-        if (n_doc <= params.budget) {
+        if (n_doc <= n_row_max) {
             if (n_guide > 0) {
                 memory->seq_rm(0, pos_next, -1);
             }
@@ -358,13 +280,11 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         const int64_t t_start = ggml_time_us() - us_observe;
 
         evict_plan plan;
-        plan.n_cells   = n;
-        plan.n_past    = n_doc - params.window;
-        plan.n_kept    = params.budget;
-        plan.n_window  = params.window;
+        plan.n_end     = n;
+        plan.n_guide   = n_guide;
         plan.row_pos   = w.pos;
         plan.row_slots = w.slots;
-        for (uint32_t i = n_table; i < n; ++i) {
+        for (uint32_t i = tail_begin(); i < n; ++i) {
             plan.tail_pos.push_back(pos_of(i));
         }
 
@@ -378,8 +298,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             cursor = method->advance(params, (uint32_t) layers.size(), n_doc, cursor);
         }
 
-        drop_cells(params.budget, pos_next);
-        n_table   = params.budget;
+        drop_cells(pos_next);
         pos_exact = pos_next;
         if (iswa) {
             iswa->get_swa()->seq_rm(0, pos_next, -1);
@@ -388,10 +307,8 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         event.id       = n_evictions++;
         event.pos_next = pos_next;
         event.n_guide  = n_guide;
-        event.n_cells  = n_doc;
-        event.n_kept   = params.budget;
         event.us_total = ggml_time_us() - t_start;
-        n_evicted += n_doc - params.budget;
+        n_evicted += event.n_cells - event.n_kept;
         event_log.push_back(event);
         if (event_log.size() > EVENTS_MAX) {
             event_log.pop_front();

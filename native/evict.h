@@ -12,11 +12,9 @@
 
 // What all tasks of one eviction share.
 struct evict_plan {
-    uint32_t             n_cells;   // in use, guide included
-    uint32_t             n_past;    // candidates
-    uint32_t             n_kept;    // cells that survive
-    uint32_t             n_window;  // of them, the last positions
-    std::vector<int32_t> tail_pos;  // positions of the cells [n_table, n_cells)
+    uint32_t             n_end;     // number of the last cell in use, guide included, plus 1
+    uint32_t             n_guide;   // of them, the guide's
+    std::vector<int32_t> tail_pos;  // positions of the cells since the last eviction
     std::vector<int32_t> row_pos;
     std::vector<int32_t> row_slots;
 };
@@ -36,7 +34,12 @@ inline ggml_backend_buffer_t restkv_buffer_of(const ggml_tensor * t) {
 
 // Whether the drift of a head is measured: it cannot reach one step while all positions lie within one step.
 inline bool restkv_drifts(const restkv_method & method, const restkv_params & params, const evict_plan & plan,
-                          const int32_t * pos) {
+                          const int32_t * pos, uint32_t n_cells) {
     return method.pools && params.pooling == RESTKV_POOLING_ADAPTIVE && plan.row_pos.size() > 1 &&
-           (int64_t) pos[plan.n_cells - 1] - pos[0] > (int64_t) params.scale;
+           (int64_t) pos[n_cells - 1] - pos[0] > (int64_t) params.scale;
 }
+// What a layer is left with.
+struct layer_kept {
+    std::vector<int32_t>  table;  // [n_head_kv][budget] positions
+    std::vector<uint32_t> held;   // [n_head_kv] cells
+};

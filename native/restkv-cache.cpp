@@ -7,6 +7,7 @@
 #include "llama-kv-cache.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <map>
 #include <stdexcept>
 
@@ -51,15 +52,26 @@ void restkv_cache::claim(llama_kv_cache & kv, uint32_t & kv_size) {
         restkv_fail(RESTKV_UNSUPPORTED, "this cache cannot evict: " + reason);
         throw std::runtime_error(restkv_last_error());
     }
-    kv_size = armed->params.capacity;
     kv.restkv.reset(new restkv_cache(kv, *armed));
+    kv.restkv->check_shares(kv);
+    kv_size = kv.restkv->n_row_max + (armed->params.capacity - armed->params.budget);
 }
 
 restkv_cache::restkv_cache(llama_kv_cache & kv, restkv_armed armed) :
     kv(kv),
     armed(std::move(armed)),
     params(this->armed.params),
-    method(restkv_find_method(params.method)) {}
+    method(restkv_find_method(params.method)),
+    n_row_max(params.budget) {
+    const restkv_shares & shares = this->armed.shares;
+    if (shares.kind == RESTKV_ALLOCATION_PYRAMID) {
+        n_row_max = *std::max_element(shares.budgets.begin(), shares.budgets.end());
+        start     = n_row_max - *std::min_element(shares.budgets.begin(), shares.budgets.end());
+    } else if (shares.kind == RESTKV_ALLOCATION_ADA) {
+        n_row_max = shares.head_max;
+        start     = n_row_max - params.budget;
+    }
+}
 
 void restkv_cache::init() {
     try {
@@ -84,9 +96,17 @@ void restkv_cache::init() {
                                nullptr,
                                nullptr,
                                {},
-                               std::vector<int32_t>((size_t) hparams.n_head_kv(layer.il) * params.budget) });
+                               std::vector<int32_t>((size_t) hparams.n_head_kv(layer.il) * budget_of(layer.il)),
+                               {},
+                               budget_of(layer.il),
+                               params.window,
+                               0,
+                               0,
+                               std::vector<uint32_t>(hparams.n_head_kv(layer.il)),
+                               nullptr });
         }
         check_layers();
+        init_shares();
         ring_pos.assign(std::max(params.window, params.n_ring), -1);
         const std::string reason = method->refuse ? method->refuse(params, (uint32_t) layers.size()) : "";
         if (!reason.empty()) {
@@ -196,6 +216,7 @@ void restkv_cache::clear() {
     cursor     = 0;
     votes_lost = false;
     forget_from(0);
+    show_cells();
     std::fill(ring_pos.begin(), ring_pos.end(), -1);
 }
 
@@ -252,7 +273,7 @@ bool restkv_cache::refuse(const char * operation) {
 }
 
 bool restkv_cache::can_evict() const {
-    if (n_used() > params.budget) {
+    if (n_end() > n_row_max) {
         return true;
     }
     restkv_fail(RESTKV_NOTHING, "a batch must fit the " + std::to_string(params.capacity - params.budget) +
@@ -264,11 +285,10 @@ bool restkv_cache::can_evict() const {
 
 restkv_stats restkv_cache::stats() const {
     restkv_stats s = {};
-    s.capacity     = kv.get_size();
+    s.capacity     = params.capacity;
     s.budget       = params.budget;
     s.window       = params.window;
     s.n_layer      = (uint32_t) layers.size();
-    s.n_cells      = n_used();
     s.pos_next     = kv.v_cells[0].seq_pos_max(0) + 1;
     s.pos_exact    = pos_exact;
     s.n_evictions  = n_evictions;
@@ -287,6 +307,7 @@ restkv_stats restkv_cache::stats() const {
     s.bytes_graph   = graph_bytes();
     snprintf(s.devices, sizeof(s.devices), "%s", graph_devices().c_str());
     snprintf(s.reason, sizeof(s.reason), "%s", graph_reason.c_str());
+    count_cells(s);
     return s;
 }
 
@@ -295,9 +316,10 @@ int32_t restkv_cache::kept(uint32_t il, uint32_t head_kv, int32_t * out, uint32_
         if (layer.il != il || head_kv >= layer.n_head_kv) {
             continue;
         }
-        const uint32_t n = n_used();
+        const uint32_t n_held = held(layer, head_kv);
+        const uint32_t n      = n_held + n_end() - tail_begin();
         for (uint32_t i = 0; out && i < std::min(n, n_max); ++i) {
-            out[i] = i < n_table ? layer.table[(size_t) head_kv * params.budget + i] : pos_of(i);
+            out[i] = i < n_held ? layer.table[(size_t) head_kv * layer.budget + i] : pos_of(tail_begin() + i - n_held);
         }
         return (int32_t) n;
     }

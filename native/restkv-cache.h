@@ -5,11 +5,16 @@
 // cells [0, n_table) per layer and head in `table`, cells from n_table on as llama.cpp's table has them.
 //
 // Used cells are always [0, n) in ascending order of position: eviction compacts, removal is only allowed at the end.
+//
+// With shares (restkv_arm_shares) layers, or heads, hold different numbers of cells. The numbering stays common to all:
+// an eviction leaves each its last cells before `n_row_max`, and what lies before those is hidden from it. A layer with a
+// small budget has no rows for the first cells at all. A new text starts at `start`, so that every layer has its cells.
 
 #pragma once
 
 #include "graph/graph.h"
 #include "params.h"
+#include "shares.h"
 #include "stages.h"
 #include "wo.h"
 
@@ -26,6 +31,7 @@ class llama_io_read_i;
 class llama_io_write_i;
 class llama_kv_cache;
 class restkv_ring_input;
+class restkv_shared_input;
 struct llama_context;
 struct llama_memory_context_i;
 struct llm_graph_context;
@@ -35,6 +41,7 @@ struct restkv_armed {
     restkv_params params;
     std::string   path_model;
     std::string   path_cache;
+    restkv_shares shares;
 };
 
 extern thread_local std::unique_ptr<restkv_armed> restkv_pending;
@@ -58,6 +65,23 @@ public:
     // Store the queries of the last positions of this ubatch in the layer's ring. No-op when `cache` is null.
     static void capture(const llm_graph_context & graph, restkv_cache * cache, ggml_tensor * q, ggml_tensor * kq_b,
                         ggml_tensor * sinks, float kq_scale, int il);
+
+    // The rows that a layer stores a ubatch in, from the numbers of its cells.
+    static ggml_tensor * rows_of(const llm_graph_context & graph, restkv_cache * cache, ggml_tensor * idxs, int il);
+
+    // build_attn_mha on the cells that the layer, or each of its heads, holds.
+    static ggml_tensor * attend(const llm_graph_context & graph, restkv_cache * cache, ggml_tensor * q, ggml_tensor * k,
+                                ggml_tensor * v, ggml_tensor * kq_b, ggml_tensor * kq_mask, ggml_tensor * sinks,
+                                ggml_tensor * v_mla, float kq_scale, int il);
+
+    // ---- hooks: layers and heads with budgets of their own (shared.cpp) -------------------------
+
+    bool     is_shared() const { return armed.shares.kind != RESTKV_ALLOCATION_UNIFORM; }
+    uint32_t n_rows(int il) const;                      // rows that a layer has
+    uint32_t seen_rows(int il, uint32_t & n_kv) const;  // first row that it sees; takes what is hidden off n_kv
+    bool     find_slot(uint32_t n_tokens, std::vector<uint32_t> & idxs) const;
+    void     shared_write(llama_io_write_i & io) const;
+    void     shared_read(llama_io_read_i & io);
 
     // ---- hooks: memory -------------------------------------------------------------------------
 
@@ -89,6 +113,7 @@ public:
 
 private:
     friend class restkv_ring_input;
+    friend class restkv_shared_input;
 
     static constexpr size_t EVENTS_MAX = 256;
 
@@ -115,7 +140,14 @@ private:
 
         std::vector<float>   wo;                         // [n_head][d_v][d_v] upper factors, or empty
         std::vector<int32_t> table;                      // [n_head_kv][budget] positions
-        std::vector<float>   sums;  // [n_head_kv][capacity] attention of all queries so far, or empty (method h2o)
+        std::vector<float>   sums;       // [n_head_kv][capacity] attention of all queries so far, or empty (method h2o)
+
+        uint32_t              budget;    // most cells of a head that survive
+        uint32_t              n_window;  // of them, the last positions
+        uint32_t              first;     // cells before this one have no rows here
+        uint32_t              hidden;    // cells before this one are seen by no head
+        std::vector<uint32_t> held;      // [n_head_kv] cells left by the last eviction
+        ggml_tensor *         mask;      // ada: F16 [cells, n_head_kv], -inf where a head holds nothing; or null
     };
 
     struct window {
@@ -127,28 +159,39 @@ private:
     explicit restkv_cache(llama_kv_cache & kv, restkv_armed armed);
 
     uint32_t    n_used() const;
+    uint32_t    n_end() const;       // number of the cell that the next token gets
+    uint32_t    tail_begin() const;  // first cell after the last eviction
+    uint32_t    held(const layer_state & layer, uint32_t head_kv) const;
+    void        count_cells(restkv_stats & s) const;
+    uint32_t    budget_of(uint32_t il) const;
+    void        check_shares(const llama_kv_cache & kv) const;
+    void        init_shares();
+    void        show_cells();                 // after `held` or `n_table` has changed
     llama_pos   pos_of(uint32_t cell) const;  // as llama.cpp's table has it
     window      rows(llama_pos pos_next, uint32_t n_max) const;
     void        check_layers() const;
+    void        fill_pos(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                         std::vector<int32_t> & pos) const;
     // One KV head with its queries in scratch.queries; the caller sets n_cells, n_past and pos.
     restkv_view head_view(const layer_state & layer, uint32_t head_kv, const struct layer_data & data,
                           const std::vector<int32_t> & row_pos, const std::vector<int32_t> & row_slots,
                           restkv_scratch & scratch) const;
-    void        score_head(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
-                           const struct layer_data & data, restkv_scratch & scratch, uint32_t n_select) const;
-    void        move_head(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
-                          struct layer_data & data, restkv_scratch & scratch, int32_t * table_out) const;
-    void        evict_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
-                           struct layer_data & data, restkv_scratch & scratch, int32_t * table_out) const;
-    void        evict_layer_task(const layer_state & layer, const struct evict_plan & plan, struct layer_data & data,
-                                 restkv_scratch & scratch, int32_t * table_out) const;
-    void        evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
-    void        drop_cells(uint32_t n_keep, llama_pos pos_next);
-    void        init_ring();
-    void        observe();                                          // the queries in the ring vote (method h2o)
-    void        observe_before(const llama_pos * pos, uint32_t n);  // those that positions [n] would overwrite
-    void        forget_from(llama_pos p0);                          // queries and votes of what is cut
-    void        init_wo();
+    uint32_t    score_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                           const struct layer_data & data, restkv_scratch & scratch, bool selects = true) const;
+    void        move_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                          const struct layer_data & data, restkv_scratch & scratch, uint32_t n_keep,
+                          struct layer_kept & kept) const;
+    void        evict_heads(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
+                            std::vector<restkv_scratch> & scratch, uint32_t n_threads, struct layer_kept & kept) const;
+    void evict_layer_task(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
+                          restkv_scratch & scratch, struct layer_kept & kept) const;
+    void evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
+    void drop_cells(llama_pos pos_next);
+    void init_ring();
+    void observe();                                          // the queries in the ring vote (method h2o)
+    void observe_before(const llama_pos * pos, uint32_t n);  // those that positions [n] would overwrite
+    void forget_from(llama_pos p0);                          // queries and votes of what is cut
+    void init_wo();
 
     // graph/evict.cpp
     void                 init_graphs();
@@ -159,7 +202,7 @@ private:
     size_t               graph_bytes() const;
     std::vector<int32_t> positions(const layer_state & layer, const struct evict_plan & plan) const;
     void evict_as_graph(const layer_state & layer, const struct evict_plan & plan, const float * sinks,
-                        std::vector<restkv_scratch> & scratch, int32_t * table_out, restkv_graph_scores & scores,
+                        std::vector<restkv_scratch> & scratch, struct layer_kept & out, restkv_graph_scores & scores,
                         restkv_event & event) const;
 
     llama_kv_cache &             kv;
@@ -177,8 +220,12 @@ private:
 
     std::vector<llama_pos> ring_pos;                            // [n_ring] position whose query a row holds, or -1
 
-    uint32_t  n_table   = 0;                                    // cells whose positions are in the tables
-    llama_pos pos_exact = 0;                                    // position after the last eviction
+    uint32_t n_row_max = 0;   // most cells that survive an eviction: the largest budget of a layer or head
+    uint32_t start     = 0;   // first cell of a new text
+    uint64_t epoch     = 0;   // changes with what is hidden: graphs are built anew
+
+    uint32_t  n_table   = 0;  // 0, or n_row_max: the cells before it are those of the tables
+    llama_pos pos_exact = 0;  // position after the last eviction
     uint32_t  cursor    = 0;  // where the next eviction goes on (restkv_method::advance)
 
     // method h2o

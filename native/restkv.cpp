@@ -95,7 +95,52 @@ restkv_status restkv_arm(const restkv_params * params, const char * path_model, 
     if (params->use_wo && restkv_find_method(params->method)->uses_wo && !path_model) {
         return restkv_fail(RESTKV_INVALID, "the model's file is needed for its output projections");
     }
-    restkv_pending.reset(new restkv_armed{ *params, path_model ? path_model : "", path_cache ? path_cache : "" });
+    restkv_pending.reset(new restkv_armed{ *params, path_model ? path_model : "", path_cache ? path_cache : "", {} });
+    return RESTKV_OK;
+}
+
+restkv_status restkv_arm_shares(const restkv_share_params * shares) {
+    if (!restkv_pending || !shares) {
+        return restkv_fail(RESTKV_INVALID, "restkv_arm_shares: nothing is armed, or no shares");
+    }
+    const restkv_params & p = restkv_pending->params;
+    restkv_shares         s;
+    s.kind = shares->kind;
+
+    const restkv_method & method = *restkv_find_method(p.method);
+    const std::string     quoted = "method '" + std::string(method.name) + "'";
+    if (method.budgets == RESTKV_BUDGETS_ONE && s.kind != RESTKV_ALLOCATION_UNIFORM) {
+        return restkv_fail(RESTKV_INVALID,
+                           quoted + " needs one budget for all heads and layers: use allocation 'uniform'");
+    }
+    if (method.budgets == RESTKV_BUDGETS_LAYER && s.kind == RESTKV_ALLOCATION_ADA) {
+        return restkv_fail(RESTKV_INVALID, quoted + " keeps the same cells in every head: use allocation 'uniform'");
+    }
+    if (s.kind == RESTKV_ALLOCATION_PYRAMID) {
+        uint64_t sum = 0;
+        for (uint32_t i = 0; shares->budgets && i < shares->n_layer; ++i) {
+            s.budgets.push_back(shares->budgets[i]);
+            sum += shares->budgets[i];
+        }
+        s.n_past             = shares->n_past;
+        const uint32_t least = s.n_past < 0 ? p.window : (uint32_t) s.n_past;
+        if (s.budgets.empty() || sum != (uint64_t) s.budgets.size() * p.budget ||
+            *std::min_element(s.budgets.begin(), s.budgets.end()) <= least) {
+            return restkv_fail(RESTKV_INVALID, "the budgets of a pyramid must be above the window, and their mean must "
+                                               "be the budget");
+        }
+    } else if (s.kind == RESTKV_ALLOCATION_ADA) {
+        s.head_max = shares->head_max;
+        s.floor    = shares->floor;
+        if (s.head_max < p.budget || s.head_max > UINT32_MAX / 2 || !(s.floor >= 0.0 && s.floor <= 1.0)) {
+            return restkv_fail(RESTKV_INVALID,
+                               "the limit of a head must not be below the budget, and the floor must be "
+                               "from 0 to 1");
+        }
+    } else if (s.kind != RESTKV_ALLOCATION_UNIFORM) {
+        return restkv_fail(RESTKV_INVALID, "unknown allocation");
+    }
+    restkv_pending->shares = std::move(s);
     return RESTKV_OK;
 }
 

@@ -84,6 +84,12 @@ typedef enum restkv_stages {
     RESTKV_STAGES_HOST  = 3,  // a copy on the host, a layer at a time
 } restkv_stages;
 
+typedef enum restkv_allocation {
+    RESTKV_ALLOCATION_UNIFORM = 0,
+    RESTKV_ALLOCATION_PYRAMID = 1,  // every layer has a budget, and rows, of its own
+    RESTKV_ALLOCATION_ADA     = 2,  // the KV heads of a layer share their budgets as their scores ask
+} restkv_allocation;
+
 // How cells are scored and how many survive. The defaults live with the caller, not here.
 typedef struct restkv_params {
     char     method[RESTKV_NAME_MAX];  // a name of restkv_method_name()
@@ -147,6 +153,19 @@ RESTKV_API restkv_status restkv_model_probe(const struct llama_model * model, in
 RESTKV_API restkv_status restkv_arm(const restkv_params * params, const char * path_model, const char * path_cache);
 RESTKV_API void          restkv_disarm(void);
 
+// How the budget of the armed cache is shared out; without it every layer and every head has the same.
+typedef struct restkv_share_params {
+    int32_t          kind;      // restkv_allocation
+    uint32_t         n_layer;   // pyramid: evicting layers
+    const uint32_t * budgets;   // pyramid: [n_layer] cells per KV head, window included; their sum is n_layer * budget
+    int32_t          n_past;    // pyramid: past cells of every layer, the rest is window; -1: the window is the same
+    uint32_t         head_max;  // ada: most cells of a KV head, window included: the rows of each layer without reserve
+    double           floor;     // ada: part of its plain share that every head keeps
+} restkv_share_params;
+
+// After restkv_arm(), in the same thread.
+RESTKV_API restkv_status restkv_arm_shares(const restkv_share_params * shares);
+
 // Evict now, down to the budget. The last n_guide positions are a guide: the last `window` queries score, which are the
 // guide's (and, when it is shorter, those before it); then its cells are dropped and the position counter goes back.
 // After RESTKV_NO_MEMORY the cache may be empty: the message says so.
@@ -158,7 +177,7 @@ typedef struct restkv_stats {
     uint32_t window;
     uint32_t n_layer;                    // evicting layers
     uint32_t n_head_kv;                  // largest of the evicting layers
-    uint32_t n_cells;                    // cells in use
+    uint32_t n_cells;                    // cells in use per KV head and layer, on average
     int32_t  pos_next;                   // position of the next token
     int32_t  pos_exact;                  // seq_rm from here on is exact; before it is refused
     uint64_t n_evictions;
@@ -174,6 +193,8 @@ typedef struct restkv_stats {
     uint32_t n_layer_host;               // whose cells are copied to the host
     char     devices[RESTKV_NAME_MAX];   // that run the graphs, as ggml names them: "CUDA0,CUDA1"
     char     reason[RESTKV_REASON_MAX];  // why not all layers that should run as graphs do; "" when they do
+    uint32_t n_free;                     // cells that are free until the next eviction
+    uint32_t reserved;
 } restkv_stats;
 
 RESTKV_API restkv_status restkv_get_stats(struct llama_context * ctx, restkv_stats * out);
@@ -201,8 +222,8 @@ typedef struct restkv_event {
 // The last events, oldest first; at most 256 are kept. Returns how many were written.
 RESTKV_API uint32_t restkv_get_events(struct llama_context * ctx, restkv_event * out, uint32_t n_max);
 
-// Positions that a KV head of a layer (model layer index) holds, ascending. Returns their number (out may be NULL), or
-// -1 with restkv_last_error().
+// Positions that a KV head of a layer (model layer index) holds, ascending. Returns their number (out may be NULL; at
+// most n_max are written), or -1 with restkv_last_error().
 RESTKV_API int32_t restkv_kept(struct llama_context * ctx, uint32_t layer, uint32_t head_kv, int32_t * out,
                                uint32_t n_max);
 
@@ -270,6 +291,12 @@ RESTKV_API restkv_status restkv_score_on(const restkv_score_args * args, const c
 
 // The n_keep largest of scores[n], ties to the lower index, ascending in out.
 RESTKV_API restkv_status restkv_select(const float * scores, uint32_t n, uint32_t n_keep, int32_t * out);
+
+// Past cells of each head of a layer, out[n_head]: `mean` per head in total, as its scores ask. rows: the heads' scores one
+// after the other, n[h] of head h. floor: part of `mean` that is fixed; most: limit of a head, 0: none; normalize: heads
+// whose scores are spread thin yield (AdaKV), unless a score is negative.
+RESTKV_API restkv_status restkv_share(const float * rows, const uint32_t * n, uint32_t n_head, uint32_t mean,
+                                      double floor, uint32_t most, bool normalize, uint32_t * out);
 
 // Move the bytes [offset, offset + n_bytes) of row src[i] to row i, i ascending; src ascending and src[i] >= i.
 RESTKV_API restkv_status restkv_compact(void * rows, size_t row_stride, size_t offset, size_t n_bytes,

@@ -8,6 +8,7 @@
 #include "llama-io.h"
 #include "llama-kv-cache.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -30,6 +31,22 @@ struct state_header {
 
 constexpr char MAGIC[8] = { 'R', 'S', 'T', 'K', 'V', 'S', 'T', '2' };
 
+// Most positions that a saved ring may name, and most queries that it may hold; a state with more is damaged.
+constexpr uint32_t RING_MAX = 1u << 24;
+constexpr uint32_t ROWS_MAX = 1u << 12;
+
+// The newest position whose query a saved ring holds, or -1. Throws where a row holds one that is not its own.
+llama_pos newest(const std::vector<llama_pos> & ring) {
+    llama_pos last = -1;
+    for (uint32_t slot = 0; slot < ring.size(); ++slot) {
+        if (ring[slot] != -1 && (ring[slot] < 0 || (uint32_t) ring[slot] % (uint32_t) ring.size() != slot)) {
+            throw std::runtime_error("the saved state does not fit: its queries are out of order");
+        }
+        last = std::max(last, ring[slot]);
+    }
+    return last;
+}
+
 }  // namespace
 
 void restkv_cache::state_write(llama_io_write_i & io) const {
@@ -50,7 +67,7 @@ void restkv_cache::state_write(llama_io_write_i & io) const {
     io.write(ring_pos.data(), ring_pos.size() * sizeof(llama_pos));
     for (const layer_state & layer : layers) {
         for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-            io.write(layer.table.data() + (size_t) h * params.budget, n_table * sizeof(int32_t));
+            io.write(layer.table.data() + (size_t) h * layer.budget, n_table * sizeof(int32_t));
             if (method->accumulates) {
                 io.write(layer.sums.data() + (size_t) h * params.capacity, n_used() * sizeof(float));
             }
@@ -73,8 +90,10 @@ void restkv_cache::state_read(llama_io_read_i & io) {
         if (memcmp(header.magic, MAGIC, sizeof(MAGIC)) != 0) {
             reject("it was saved without eviction");
         }
-        if (header.n_layer != layers.size() || header.window != params.window || header.n_ring != ring_pos.size()) {
-            reject("its layers, its window or its ring of queries differ");
+        // A ring of more queries holds those that this cache needs; a cache without a ring needs none.
+        const bool enough = !method->uses_queries || header.n_ring >= ring_pos.size();
+        if (header.n_layer != layers.size() || header.n_ring > RING_MAX || !enough) {
+            reject("its layers or its ring of queries differ");
         }
         if (header.has_sums != (method->accumulates ? 1u : 0u)) {
             reject("one of both caches counts votes (method h2o) and the other does not");
@@ -102,16 +121,19 @@ void restkv_cache::state_read(llama_io_read_i & io) {
                 reject("its cells are out of order");
             }
         }
-        std::vector<llama_pos> ring(ring_pos.size());
-        io.read(ring.data(), ring.size() * sizeof(llama_pos));
-        for (uint32_t slot = 0; slot < ring.size(); ++slot) {
-            if (ring[slot] != -1 && (ring[slot] < 0 || (uint32_t) ring[slot] % (uint32_t) ring.size() != slot)) {
-                reject("its queries are out of order");
+        std::vector<llama_pos> saved(header.n_ring);
+        io.read(saved.data(), saved.size() * sizeof(llama_pos));
+        const llama_pos        last = newest(saved);
+        std::vector<llama_pos> ring(ring_pos.size(), -1);
+        for (const llama_pos pos : saved) {
+            if (method->uses_queries && pos != -1 && pos > last - (llama_pos) ring.size()) {
+                ring[(uint32_t) pos % (uint32_t) ring.size()] = pos;
             }
         }
+        std::vector<uint8_t> rows;
         for (layer_state & layer : layers) {
             for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-                int32_t * table = layer.table.data() + (size_t) h * params.budget;
+                int32_t * table = layer.table.data() + (size_t) h * layer.budget;
                 io.read(table, header.n_table * sizeof(int32_t));
                 for (uint32_t i = 0; i < header.n_table; ++i) {
                     if (table[i] < (i > 0 ? table[i - 1] + 1 : 0) || table[i] >= header.pos_exact) {
@@ -129,13 +151,25 @@ void restkv_cache::state_read(llama_io_read_i & io) {
                     }
                 }
             }
-            uint64_t n_ring = 0;
-            io.read(&n_ring, sizeof(n_ring));
-            if (n_ring != (layer.ring ? ggml_nbytes(layer.ring) : 0)) {
+            std::fill(layer.held.begin(), layer.held.end(), header.n_table);
+            uint64_t n_bytes = 0;
+            io.read(&n_bytes, sizeof(n_bytes));
+            const uint64_t n_row = (uint64_t) layer.n_head * layer.d_k * sizeof(float);
+            const bool     whole = header.n_ring <= ROWS_MAX && n_bytes == (header.n_ring + 1ull) * n_row;
+            if (!whole && (n_bytes != 0 || layer.ring)) {
                 reject("its queries have another size");
             }
-            if (layer.ring) {
-                io.read_tensor(layer.ring, 0, n_ring);
+            if (layer.ring && ring.size() == saved.size()) {
+                io.read_tensor(layer.ring, 0, n_bytes);
+            } else {
+                rows.resize(n_bytes);
+                io.read(rows.data(), rows.size());
+                for (uint32_t slot = 0; layer.ring && slot < ring.size(); ++slot) {
+                    if (ring[slot] != -1) {
+                        const size_t from = (uint32_t) ring[slot] % header.n_ring * n_row;
+                        ggml_backend_tensor_set(layer.ring, rows.data() + from, slot * n_row, n_row);
+                    }
+                }
             }
         }
         ring_pos    = std::move(ring);

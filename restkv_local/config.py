@@ -19,6 +19,7 @@ Reduce = Literal["mean", "max"]
 Indicator = Literal["reconstruction", "attention", "attention-value-norm"]
 Rows = Literal["ema", "mean", "inverted-ema", "last"]
 Stages = Literal["auto", "fused", "graph", "host"]
+Allocation = Literal["uniform", "pyramid", "ada"]
 
 METHODS: tuple[str, ...] = (*TRAITS, "full")
 PREFILLS: tuple[str, ...] = ("stream", "exact", "guided")
@@ -28,6 +29,9 @@ REDUCES: tuple[str, ...] = ("mean", "max")
 INDICATORS: tuple[str, ...] = ("reconstruction", "attention", "attention-value-norm")
 ROWS: tuple[str, ...] = ("ema", "mean", "inverted-ema", "last")
 STAGES: tuple[str, ...] = ("auto", "fused", "graph", "host")
+ALLOCATIONS: tuple[str, ...] = ("uniform", "pyramid", "ada")
+# Methods that keep one set per layer, the same cells in every head, or count on one budget: none to share out.
+ONE_BUDGET: tuple[str, ...] = ("tova", "h2o", "lacache", "fifo")
 KV_TYPES: tuple[str, ...] = ("f16", "bf16", "q8_0", "q4_0")
 
 DEFAULT_CONTEXT = 131072
@@ -44,6 +48,9 @@ EVAL_STATE_BYTES = 1 << 30
 
 WINDOW_MAX = 1024
 KERNEL_MAX = 1023
+BETA_MIN = 1
+# With allocation "ada" a KV head gets at most this many times the budget: rows are allocated for it.
+ADA_MOST = 2
 CELLS_MAX = 1 << 24
 # Most queries that method "h2o" remembers until they have voted; a ubatch must not be larger.
 H2O_QUERIES = 512
@@ -83,6 +90,10 @@ class EvictConfig:
     indicator: what ReST-KV's score is made of; the last two are of its paper's ablation.
     rows: how ReST-KV averages the rows of the window; None: as use_ema says.
     reduce: how the query heads of a group share one set: mean or max of their smoothed scores.
+    allocation: how the budget is shared out (docs/methods.md): the same everywhere, as a pyramid over the layers, or
+        over the KV heads of a layer as their scores ask. The total stays that of the budget.
+    beta: the last layer of a pyramid gets the (budget - window) / beta past cells.
+    floor: the part of its plain share that every head keeps, with allocation "ada".
     sinks: first positions that the methods "streamingllm" and "lacache" keep.
     span: layers in which method "lacache" keeps a cell per pass; None: half of them.
     overlap: layers that neighbouring rungs of method "lacache" share.
@@ -108,6 +119,9 @@ class EvictConfig:
     indicator: Indicator = "reconstruction"
     rows: Rows | None = None
     reduce: Reduce = "mean"
+    allocation: Allocation = "uniform"
+    beta: int = 20
+    floor: float = 0.2
     sinks: int = 4
     span: int | None = None
     overlap: int = 0
@@ -137,6 +151,17 @@ class EvictConfig:
         in_range("tau", self.tau, 0.0, 16.0)
         if self.alpha is not None and not 0.0 < self.alpha <= 1.0:
             raise ConfigError(f"alpha must be above 0 and at most 1, or None; got {self.alpha}")
+        one_of("allocation", self.allocation, ALLOCATIONS)
+        in_range("beta", self.beta, BETA_MIN, CELLS_MAX)
+        in_range("floor", self.floor, 0.0, 1.0)
+        if self.method == "full" and self.allocation != "uniform":
+            raise ConfigError("method 'full' keeps every cell: it has no budget to share out; use allocation 'uniform'")
+        if self.method == "streamingllm" and self.allocation == "ada":
+            raise ConfigError("method 'streamingllm' keeps the same cells in every head: use allocation 'uniform'")
+        if self.method in ONE_BUDGET and self.allocation != "uniform":
+            raise ConfigError(
+                f"method '{self.method}' needs one budget for all heads and layers: use allocation 'uniform'"
+            )
         in_range("sinks", self.sinks, 0, CELLS_MAX)
         if self.span is not None:
             in_range("span", self.span, 1, CELLS_MAX)

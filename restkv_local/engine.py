@@ -174,6 +174,10 @@ class Engine(Core):
     def _cells(self) -> int:
         return self._facts_open.cells
 
+    @property
+    def _free(self) -> int:
+        return self._facts_open.free
+
     def _evict(self) -> None:
         native.check(LIBRARY.restkv_evict(self._ctx.ctx, 0))
 
@@ -406,4 +410,5 @@ class Engine(Core):
             "kv_type": plan.kv_types,
             "capacity": plan.capacity,
             **evicting,
+            "allocation": plan.allocation,
         }

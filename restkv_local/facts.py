@@ -46,6 +46,12 @@ class Facts:
         return self.positions if stats is None else int(stats.n_cells)
 
     @property
+    def free(self) -> int:
+        """Cells that are free until the next eviction."""
+        stats = self._stats()
+        return self._plan.capacity - self.positions if stats is None else int(stats.n_free)
+
+    @property
     def position_exact(self) -> int:
         """The cache can be cut at this position and after it."""
         stats = self._stats()
@@ -92,11 +98,12 @@ class Facts:
             raise ConfigError(f"layer and head count from 0; got {layer} and {head}")
         if self._stats() is None:
             return np.arange(self.positions, dtype=np.int32)
-        out = np.empty(self.cells, dtype=np.int32)
-        n = LIBRARY.restkv_kept(self._ctx, layer, head, out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), len(out))
+        n = LIBRARY.restkv_kept(self._ctx, layer, head, None, 0)
         if n < 0:
             raise ConfigError(LIBRARY.restkv_last_error().decode("utf-8", "replace"))
-        return out[:n]
+        out = np.empty(n, dtype=np.int32)
+        LIBRARY.restkv_kept(self._ctx, layer, head, out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), n)
+        return out
 
     def report(self, turn: Turn, notices: list[str]) -> Report:
         """The report, as `look` saw it last; see Report for its fields."""
@@ -123,6 +130,8 @@ class Facts:
             n_evictions=0 if stats is None else stats.n_evictions,
             evictions=list(self._evictions),
             notices=list(notices),
+            allocation=plan.allocation,
+            budget_total=plan.shares.total,
             memory=self.memory,
             **vars(turn),
         )

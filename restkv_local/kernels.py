@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import native
+from .allocation import pad_sets
 from .errors import ConfigError
 from .reference.inputs import Float32, Int32, ScoreInputs, Scores, prepare
-from .reference.select import reduce_heads
+from .reference.select import head_shares, reduce_heads
 
 # Prefix of a backend that runs the stages as graphs of ggml on a device: "graph:CPU", "graph:CUDA0".
 GRAPH = "graph:"
@@ -43,10 +44,18 @@ def score(
         raise ConfigError(f"backend must be 'cpu' or '{GRAPH}' and the name of a device; got {backend!r}")
     device = None if backend == "cpu" else backend.removeprefix(GRAPH)
     inputs = prepare(q_win, k, v, wo, pos, sinks, params)
-    if inputs.params.n_tail:
-        raise ConfigError("n_tail works in restkv_local.reference only; leave it out")
+    p = inputs.params
+    for name in ("n_tail", "head_kv"):
+        if getattr(p, name):
+            raise ConfigError(f"{name} works in restkv_local.reference only; leave it out")
     raw, smoothed, indices, kernels, shifts = run_stages(inputs, n_threads, device)
-    if inputs.n_keep != indices.shape[1]:
+    if p.mean_rows:
+        raw, smoothed = raw / np.float32(inputs.n_rows), smoothed / np.float32(inputs.n_rows)
+    if p.ada:
+        rows = reduce_heads(smoothed, inputs)
+        shares = share(rows, inputs) if p.allocation == "ada" else head_shares(rows, inputs)
+        indices = pad_sets([select(row, n) for row, n in zip(rows, shares, strict=True)])
+    elif inputs.n_keep != indices.shape[1]:
         # a pyramid's share: the stages select budget - window cells, and the drift needs that plain budget
         indices = np.stack([select(row, inputs.n_keep) for row in reduce_heads(smoothed, inputs)])
     return raw, smoothed, indices, kernels, shifts
@@ -161,6 +170,19 @@ def select(scores: Float32, n_keep: int) -> Int32:
     if n_keep:
         native.check(native.lib().restkv_select(address(row), len(row), n_keep, address(indices)))
     return indices
+
+
+def share(rows: Float32, inputs: ScoreInputs) -> list[int]:
+    """[sets] past cells of every head with allocation "ada", as an eviction shares them out; rows [sets, L]."""
+    p = inputs.params
+    flat = np.ascontiguousarray(rows, dtype=np.float32)
+    lengths = np.full(len(rows), rows.shape[1], dtype=np.uint32)
+    out = np.empty(len(rows), dtype=np.uint32)
+    mean = p.budget - p.window
+    native.check(native.lib().restkv_share(
+        address(flat), address(lengths), len(rows), mean, p.floor, p.most or 0, p.normalize, address(out)
+    ))  # fmt: skip
+    return [int(n) for n in out]
 
 
 def compact(rows: npt.NDArray[np.uint8], src: Int32, *, offset: int = 0, n_bytes: int | None = None) -> None:

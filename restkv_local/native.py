@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from .allocation import Shares
 from .config import EvictConfig
 from .errors import ConfigError, EvictionError, LibraryError, ModelError
 
@@ -26,6 +29,7 @@ OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY = range(6)
 # Numbers of the enums of restkv.h.
 POOLING = {"none": 0, "avgpool": 1, "maxpool": 2, "adaptive": 3}
 METRIC_MODE = {"after": 0, "before": 1}
+ALLOCATION = {"uniform": 0, "pyramid": 1, "ada": 2}
 REDUCE: dict[str | None, int] = {None: 0, "mean": 1, "max": 2}
 INDICATOR = {"reconstruction": 0, "attention": 1, "attention-value-norm": 2}
 ROWS = {"ema": 1, "mean": 2, "inverted-ema": 3, "last": 4, "sum": 5}
@@ -117,6 +121,21 @@ class Stats(C.Structure):
         ("n_layer_host", C.c_uint32),
         ("devices", C.c_char * NAME_MAX),
         ("reason", C.c_char * REASON_MAX),
+        ("n_free", C.c_uint32),
+        ("reserved", C.c_uint32),
+    ]
+
+
+class ShareParams(C.Structure):
+    """restkv_share_params"""
+
+    _fields_ = [
+        ("kind", C.c_int32),
+        ("n_layer", C.c_uint32),
+        ("budgets", C.c_void_p),
+        ("n_past", C.c_int32),
+        ("head_max", C.c_uint32),
+        ("floor", C.c_double),
     ]
 
 
@@ -242,6 +261,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_model_probe": (C.c_int, [C.c_void_p, C.c_int32, C.c_int32, C.POINTER(ModelInfo)]),
     "restkv_arm": (C.c_int, [C.POINTER(Params), C.c_char_p, C.c_char_p]),
     "restkv_disarm": (None, []),
+    "restkv_arm_shares": (C.c_int, [C.POINTER(ShareParams)]),
     "restkv_evict": (C.c_int, [C.c_void_p, C.c_uint32]),
     "restkv_get_stats": (C.c_int, [C.c_void_p, C.POINTER(Stats)]),
     "restkv_get_events": (C.c_uint32, [C.c_void_p, C.POINTER(Event), C.c_uint32]),
@@ -251,6 +271,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_score": (C.c_int, [C.POINTER(ScoreArgs), C.POINTER(ScoreOut)]),
     "restkv_score_on": (C.c_int, [C.POINTER(ScoreArgs), C.c_char_p, C.c_uint64, C.POINTER(ScoreOut)]),
     "restkv_select": (C.c_int, [C.c_void_p, C.c_uint32, C.c_uint32, C.c_void_p]),
+    "restkv_share": (
+        C.c_int,
+        [C.c_void_p, C.c_void_p, C.c_uint32, C.c_uint32, C.c_double, C.c_uint32, C.c_bool, C.c_void_p],
+    ),
     "restkv_compact": (C.c_int, [C.c_void_p, C.c_size_t, C.c_size_t, C.c_size_t, C.c_void_p, C.c_uint32]),
     "restkv_device_count": (C.c_uint32, []),
     "restkv_get_device": (C.c_int, [C.c_uint32, C.POINTER(Device)]),
@@ -384,3 +408,20 @@ def params_from(config: EvictConfig, *, budget: int, capacity: int, n_threads: i
         span=config.span or 0,
         overlap=config.overlap,
     )
+
+
+def arm_shares(config: EvictConfig, shares: Shares) -> None:
+    """Tell the armed cache of this thread how its budget is shared out; call after restkv_arm."""
+    if config.allocation == "uniform":
+        return
+    budgets = np.asarray(shares.layers, dtype=np.uint32)
+    args = ShareParams(
+        kind=ALLOCATION[config.allocation],
+        n_layer=len(budgets),
+        budgets=budgets.ctypes.data,
+        # StreamingLLM looks at no query: what is not a sink is window, in every layer
+        n_past=config.sinks if config.method == "streamingllm" else -1,
+        head_max=shares.rows,
+        floor=config.floor,
+    )
+    check(lib().restkv_arm_shares(C.byref(args)))

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import machine
+from .allocation import Shares, share_out
 from .config import (
+    ADA_MOST,
     CELL_PAD,
     CELLS_MAX,
     DEFAULT_BATCH,
@@ -65,7 +67,9 @@ class MemoryPlan:
     """Sizes of an engine. Cells are per layer and KV head; bytes are of all evicting layers together.
 
     context: positions, a multiple of 256. budget + reserve = `limit`: more cells are never in use after a prompt.
-    capacity: physical cells; above `limit` only with prefill="exact" (the context) and method "full".
+    capacity: physical cells; above `limit` only with prefill="exact" (the context) and method "full". With allocation
+    "pyramid" it is the mean over the layers, with "ada" a head may have up to shares.rows - budget cells more.
+    shares: the budgets of the layers, and their total.
     guide: most tokens of a question that guided prefill runs. wo_bytes: an estimate; the report has the true figure.
     sums_bytes: votes of the queries for each cell (method "h2o").
     """
@@ -89,6 +93,8 @@ class MemoryPlan:
     ring_bytes: int
     wo_bytes: int
     sums_bytes: int
+    allocation: str
+    shares: Shares
 
     @property
     def limit(self) -> int:
@@ -96,12 +102,18 @@ class MemoryPlan:
         return self.budget + self.reserve
 
     @property
+    def spare_rows(self) -> int:
+        """Rows of a layer above the capacity, for heads that get more than the budget (allocation "ada")."""
+        return self.shares.rows - self.budget if self.allocation == "ada" else 0
+
+    @property
     def evicts(self) -> bool:
         """Whether a text inside the context can be too long for the cells."""
         if self.method == "full":
             return False
         # An exact prefill ends at the budget; the other modes use every cell first.
-        return self.budget < self.context - 1 if self.prefill == "exact" else self.limit < self.context
+        first = self.shares.first
+        return first < self.context - 1 if self.prefill == "exact" else first + self.reserve < self.context
 
     @property
     def beyond_training(self) -> str:
@@ -113,10 +125,20 @@ class MemoryPlan:
         )
 
     @property
+    def _shared(self) -> str:
+        if self.allocation == "uniform":
+            return ""
+        if self.allocation == "pyramid":
+            spread = f"layers from {self.shares.layers[0]} to {self.shares.layers[-1]}"
+        else:
+            spread = f"heads up to {self.shares.rows}, with rows for that"
+        return f" ({self.allocation}: {spread}, {self.shares.total} in total)"
+
+    @property
     def summary(self) -> str:
         """One line for people."""
         return (
-            f"{self.model.name}: {self.method}, budget {self.budget} + reserve {self.reserve} cells, "
+            f"{self.model.name}: {self.method}, budget {self.budget} + reserve {self.reserve} cells{self._shared}, "
             f"{machine.size(self.kv_bytes)} of KV cache for {self.context} positions"
         )
 
@@ -164,6 +186,9 @@ def plan_memory(
             budget = min(budget, context - 1)
             reserve = context - budget
         capacity = context if evict.prefill == "exact" else budget + reserve
+    shares = share_out(evict, budget, probe.n_layer, probe.n_head_kv)
+    if evict.prefill == "exact":
+        capacity += budget - shares.first  # the layer with the fewest rows has them for the whole context
     guide = 0
     if evict.method != "full" and capacity < context:
         if evict.prefill == "guided":
@@ -202,10 +227,12 @@ def plan_memory(
         n_layer=probe.n_layer,
         n_ctx_train=probe.n_ctx_train,
         bytes_per_cell=probe.bytes_per_cell,
-        kv_bytes=capacity * probe.bytes_per_cell,
+        kv_bytes=(capacity + (shares.rows - budget if evict.allocation == "ada" else 0)) * probe.bytes_per_cell,
         ring_bytes=ring,
         wo_bytes=wo,
         sums_bytes=sums,
+        allocation=evict.allocation,
+        shares=shares,
     )
     if not on_device:
         _check_fits(plan, machine.free_memory() if free_bytes is None else free_bytes)
@@ -228,7 +255,8 @@ def _cells(evict: EvictConfig, bytes_per_cell: int, n_batch: int) -> tuple[int, 
         reserve = default_reserve(evict.budget, n_batch)
         return evict.budget, _round_up(evict.budget + reserve) - evict.budget
 
-    smallest = evict.budget_min + (1 if evict.reserve is None else evict.reserve)
+    most = ADA_MOST if evict.allocation == "ada" else 1
+    smallest = evict.budget_min * most + (1 if evict.reserve is None else evict.reserve)
     if evict.reserve is None:
         smallest = _round_up(smallest)
     cells = parse_size(evict.budget) // max(1, bytes_per_cell)
@@ -238,6 +266,8 @@ def _cells(evict: EvictConfig, bytes_per_cell: int, n_batch: int) -> tuple[int, 
             f"the smallest budget that works with these settings is {smallest * bytes_per_cell}B"
         )
     cells = min(cells, CELLS_MAX)
+    if evict.allocation == "ada":
+        return _ada_cells(evict, cells, n_batch)
     if evict.reserve is not None:
         return cells - evict.reserve, evict.reserve
     cells -= cells % CELL_PAD
@@ -245,6 +275,15 @@ def _cells(evict: EvictConfig, bytes_per_cell: int, n_batch: int) -> tuple[int, 
     reserve = max(min(cells // 2, DEFAULT_RESERVE), n_batch + GUIDE_MAX, cells // 9)
     reserve = min(reserve, max(cells // 2, 1), cells - evict.budget_min)
     return cells - reserve, reserve
+
+
+def _ada_cells(evict: EvictConfig, cells: int, n_batch: int) -> tuple[int, int]:
+    """Budget and reserve of rows that hold ADA_MOST budgets."""
+    reserve = evict.reserve
+    if reserve is None:
+        reserve = max(min(cells // (ADA_MOST + 1), DEFAULT_RESERVE), n_batch + GUIDE_MAX, cells // (8 * ADA_MOST + 1))
+        reserve = min(reserve, max(cells // 2, 1), cells - ADA_MOST * evict.budget_min)
+    return (cells - reserve) // ADA_MOST, reserve
 
 
 def _check_model(path: Path, probe: Probe, evict: EvictConfig) -> None:

@@ -24,7 +24,11 @@ class Reader(Protocol):
 
     @property
     def _cells(self) -> int:
-        """Cells in use now."""
+        """Cells in use now, per layer and KV head on average."""
+
+    @property
+    def _free(self) -> int:
+        """Cells that are free until the next eviction."""
 
     def _decode(self, tokens: Sequence[int]) -> None:
         """Decode at most plan.n_batch tokens at the next positions."""
@@ -49,19 +53,18 @@ def read(engine: Reader, tokens: Sequence[int], guide: Sequence[int]) -> None:
     engine._read(0, total)
     while done < total:
         left = total - done
-        free = plan.capacity - engine._cells
+        free = engine._free
         size = min(plan.n_batch, left)
         if guided and left > free:
-            room = plan.limit - engine._cells - len(guide)
+            room = free - len(guide)
             if room <= 0:
                 # At the very end of the context only a part of the guide has positions left.
                 run = guide[max(0, len(guide) - (plan.context - engine.n_tokens)) :]
-                before = engine._cells
                 if run:
                     engine._run_guide(run)
                 else:
                     engine._evict()
-                if engine._cells >= before:
+                if engine._free <= free:
                     raise EvictionError(f"an eviction left {engine._cells} cells in use; nothing more can be read")
                 continue
             size = min(size, room)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .config import EvictConfig
 from .device_plan import DeviceMemory
 
 
@@ -45,9 +46,10 @@ class Report:
 
     Of the engine: model (file name), arch, method, prefill (as configured), backend (where evictions run: "cpu-fused",
     "graph (CUDA0)", "cpu-host-copy", or several with " + "), backend_reason (why layers that should run as graphs do
-    not, or None), context (positions), budget, reserve, capacity (physical cells), window, kv_bytes, ring_bytes,
-    table_bytes, wo_bytes, sums_bytes, positions and cells in use, n_evictions since loading, the last 256 evictions,
-    notices (each said once), memory (what was allocated at load, by device).
+    not, or None), context (positions), allocation, budget, budget_total (cells of all KV heads and layers that survive
+    an eviction), reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes, sums_bytes,
+    positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once), memory
+    (what was allocated at load, by device).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prompt_tokens, reused_tokens
     (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
@@ -84,6 +86,8 @@ class Report:
     decode_seconds: float = 0.0
     completion_tokens: int = 0
     notices: list[str] = field(default_factory=list)
+    allocation: str = EvictConfig.allocation
+    budget_total: int = 0
     memory: list[DeviceMemory] = field(default_factory=list)
 
 

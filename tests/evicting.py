@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from restkv_local import native
+from restkv_local.allocation import Shares
 from restkv_local.config import EvictConfig
 from stock import Stock
 
@@ -17,10 +18,13 @@ from stock import Stock
 class Evicting(Stock):
     """Like Stock, with a cache of `capacity` cells of which `budget` survive an eviction."""
 
-    def __init__(self, path: str | Path, budget: int, capacity: int, config: EvictConfig, **kwargs: Any) -> None:
+    def __init__(self, path: str | Path, budget: int, capacity: int, config: EvictConfig,
+                 shares: Shares | None = None, **kwargs: Any) -> None:  # fmt: skip
         lib = native.lib()
         params = native.params_from(config, budget=budget, capacity=capacity, n_threads=2)
         native.check(lib.restkv_arm(ctypes.byref(params), str(path).encode(), None))
+        if shares is not None:
+            native.arm_shares(config, shares)
         try:
             super().__init__(path, **kwargs)
         finally:
@@ -42,10 +46,10 @@ class Evicting(Stock):
 
     def kept(self, layer: int, head: int) -> np.ndarray:
         """Positions that a KV head holds."""
-        n = self.stats.n_cells
+        n = self._lib.restkv_kept(self._ctx, layer, head, None, 0)
+        assert n >= 0
         out = np.empty(n, np.int32)
-        found = self._lib.restkv_kept(self._ctx, layer, head, out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), n)
-        assert found == n
+        self._lib.restkv_kept(self._ctx, layer, head, out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), n)
         return out
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -14,6 +14,8 @@ import gguf
 import numpy as np
 from gguf.constants import GGMLQuantizationType as Type
 
+from restkv_local.random_gguf import MIN_VOCAB, add_tokenizer
+
 FAMILIES = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3",
     "gpt-oss",
@@ -22,7 +24,6 @@ SWA_FAMILIES = ("gemma2", "gemma3", "gpt-oss")
 _ARCH = {"mistral": "llama", "mixtral": "llama"}
 _EXPERTS = ("mixtral", "qwen2moe", "qwen3moe", "gpt-oss")
 _SHARPNESS = (0.7, 1.2, 2.0, 3.0)
-_MIN_VOCAB = 3 + 256
 
 
 @dataclass
@@ -87,8 +88,8 @@ def write_random(
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family}")
-    if n_vocab < _MIN_VOCAB:
-        raise ValueError(f"n_vocab must be at least {_MIN_VOCAB}")
+    if n_vocab < MIN_VOCAB:
+        raise ValueError(f"n_vocab must be at least {MIN_VOCAB}")
     arch = _ARCH.get(family, family)
     writer = gguf.GGUFWriter(str(path), arch)
     shape = _Shape(
@@ -98,7 +99,7 @@ def write_random(
         rng=np.random.default_rng([seed, FAMILIES.index(family)]), writer=writer,
     )  # fmt: skip
     _settings(shape, n_ctx_train, n_swa, rope)
-    _tokenizer(shape)
+    add_tokenizer(writer, n_vocab)
     _tensors(shape, rope)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -142,26 +143,6 @@ def _settings(m: _Shape, n_ctx_train: int, n_swa: int, rope: str) -> None:
     if rope == "long":
         w.add_rope_scaling_orig_ctx_len(n_ctx_train // 4)
         w.add_rope_scaling_attn_factors(1.1)
-
-
-def _tokenizer(m: _Shape) -> None:
-    """<unk> <s> </s>, the 256 bytes, then pieces: a space, letters and made-up syllables."""
-    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
-    kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL] + [gguf.TokenType.BYTE] * 256
-    letters = "etaoinshrdlucmfwypvbgkqjxz"
-    pieces = ["\u2581", *letters] + [a + b for a in letters for b in letters]
-    pieces += [f"piece{n}" for n in range(max(0, m.n_vocab - _MIN_VOCAB - len(pieces)))]
-    pieces = pieces[: m.n_vocab - _MIN_VOCAB]
-    scores = [0.0] * _MIN_VOCAB + [-float(rank) for rank in range(len(pieces))]
-    w = m.writer
-    w.add_tokenizer_model("llama")
-    w.add_token_list(tokens + pieces)
-    w.add_token_scores(scores)
-    w.add_token_types(kinds + [gguf.TokenType.NORMAL] * len(pieces))
-    w.add_bos_token_id(1)
-    w.add_eos_token_id(2)
-    w.add_unk_token_id(0)
-    w.add_add_bos_token(True)
 
 
 def _tensors(m: _Shape, rope: str) -> None:

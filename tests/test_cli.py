@@ -25,7 +25,8 @@ from restkv_local.config import DEFAULT_BUDGET, DEFAULT_CONTEXT, EvictConfig
 ROOT = Path(chat.__file__).resolve().parents[2]
 JSON_KEYS = (
     "answer prompt_tokens completion_tokens context budget reserve capacity kv_bytes evictions prefill_mode method "
-    "backend prefill_seconds evict_seconds decode_seconds peak_rss_bytes model"
+    "backend prefill_seconds evict_seconds decode_seconds peak_rss_bytes model "
+    "allocation budget_total"
 ).split()
 BENCH_FIGURES = (
     "decode_ms stock_decode_ms decode_ratio prefill_tokens_per_s stock_prefill_tokens_per_s prefill_ratio evict_share "

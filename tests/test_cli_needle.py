@@ -203,6 +203,18 @@ def test_command_compares_every_combination_with_the_full_cache(tmp_path: Path) 
     assert result.stdout == "" and "95 % interval" in result.stderr
 
 
+def test_reserves_and_allocations_have_rows_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "needle.json"
+    lists = ["--reserve", "256", "--reserve", "512", "--allocations", "uniform,ada", "--prefill", "guided"]
+    result = _run("--context", "2048", "--depths", "2", *lists, "--json", str(file))
+    assert result.exit_code == 0, result.output
+    asked = [(engine.evict.allocation, engine.evict.reserve) for engine in Reads.made[1:]]
+    assert asked == [("uniform", 256), ("uniform", 512), ("ada", 256), ("ada", 512)]
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["allocation"] for row in rows] == [None, "uniform", "uniform", "ada", "ada"]
+    assert "restkv + ada" in result.stderr and "reserve 512" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -213,6 +225,8 @@ def test_command_compares_every_combination_with_the_full_cache(tmp_path: Path) 
         (["--budget", "3"], "budget must be"),
         (["--context", "200"], "raise --context"),
         (["--depths", "0"], "--depths"),
+        (["--reserve", "0"], "--reserve"),
+        (["--allocations", "fair"], "'fair' is not one of"),
         (["--json", "/nowhere/at/all.json"], "does not exist"),
     ],
 )

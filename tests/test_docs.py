@@ -223,13 +223,15 @@ def parse(words: list[str]) -> None:
 
     if words[:2] == ["python3", "tools/chat.py"]:
         words = ["restkv-chat", *words[2:]]
-    if words[0] == "restkv-chat":
+    if words[:2] == ["restkv-chat", "doctor"]:
+        chat.main.commands["doctor"].make_context("doctor", words[2:])
+    elif words[0] == "restkv-chat":
         chat.main.make_context("restkv-chat", words[1:])
     elif words[0] in ("restkv-bench", "restkv-eval"):
         program = bench.main if words[0] == "restkv-bench" else evaluation.main
         command = program.commands[words[1]]
         # A page names folders that a reader has and this checkout has not.
-        values = [word for word in words[2:] if not (command.name == "report" and word == "results")]
+        values = [word for word in words[2:] if not (command.name == "report" and word.split("/")[0] == "results")]
         command.make_context(words[1], [*values, "."] if command.name == "report" else values)
     elif words[0] == "python3" and words[1:2] != ["-m"]:
         assert (ROOT / words[1]).is_file()
@@ -254,7 +256,8 @@ def test_lone_options_are_known() -> None:
     from restkv_local.cli import bench, chat
     from restkv_local.cli import eval as evaluation
 
-    programs = (chat.main, bench.main, *bench.main.commands.values(), *evaluation.main.commands.values())
+    groups = (chat.main, bench.main, evaluation.main)
+    programs = [*groups, *(command for group in groups for command in group.commands.values())]
     known = {name for command in programs for option in command.params
              for name in (*option.opts, "--help")}  # fmt: skip
     named = {(page.name, span.split()[0]) for page in docs.pages() for span in spans(page) if span.startswith("--")}

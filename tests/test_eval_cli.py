@@ -14,7 +14,8 @@ from eval_models import evaluate, lines, tiny  # noqa: F401
 from restkv_local.eval.report import html_page, markdown
 from restkv_local.eval.report.best import standings
 from restkv_local.eval.report.charts import ticks
-from restkv_local.eval.results import read_results
+from restkv_local.eval.report.grids import grids
+from restkv_local.eval.results import identity, read_results
 from restkv_local.eval.summary import rows
 
 NIAH = ("niah", "--contexts", "1024", "--budgets", "64", "--reserve", "128", "--depths", "2", "--methods",
@@ -223,6 +224,40 @@ def test_report_writes_both_files(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}\n")
     broken = evaluate("report", tmp_path, "--html", html)
     assert broken.exit_code == 1 and "line 1" in broken.stderr
+
+
+def test_grid_of_methods_and_budgets() -> None:
+    more = [_record("snapkv", str(i), value) for i, value in enumerate((-1.15, -1.1, -1.4))]
+    for record in more:
+        record["setting"] |= {"budget": 512}
+    found = rows(_some() + more)
+    (grid,) = grids(found, "log_prob")
+    assert grid.budgets == (64, 512)
+    assert grid.full is not None and found[grid.full].full
+    for name, cells in grid.lines:
+        for budget, cell in zip(grid.budgets, cells, strict=True):
+            like = [row for row in found if (row.name, row.budget) == (name, budget)]
+            assert (cell is None) == (not like) and (cell is None or found[cell.number] is like[0])
+    assert {name for name, cells in grid.lines for cell in cells if cell and cell.best} == {"restkv", "snapkv"}
+    text = markdown(_some() + more)
+    assert re.search(r"^\| restkv \| .*\*\*-1.200 .* \| - \|$", text, re.MULTILINE)
+
+
+def test_compact_results_say_the_same_in_fewer_bytes(tmp_path: Path) -> None:
+    records = [record | {"answer": "a", "references": ["b"]} for record in _some()]
+    records[3]["labels"] = {"kind": "other", "depth": 0.5}
+    whole, small = tmp_path / "out" / "niah.jsonl", tmp_path / "small.jsonl"
+    whole.parent.mkdir()
+    whole.write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = evaluate("report", whole, "--compact", small)
+    assert result.exit_code == 0, result.output
+    assert small.stat().st_size < whole.stat().st_size / 2 and '"answer"' not in small.read_text()
+    before, after = read_results([whole]), read_results([small])
+    assert markdown(before) == markdown(after) and html_page(before) == html_page(after)
+    assert [identity(record) for record in before] == [identity(record) for record in after]
+    small.rename(whole)
+    refused = evaluate("niah", "--out", whole.parent, "--resume", "--methods", "fifo", "--contexts", "300")
+    assert refused.exit_code == 1 and "is compact" in refused.stderr
 
 
 def test_marks_of_an_axis() -> None:

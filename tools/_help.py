@@ -9,10 +9,13 @@ WIDTH = 80
 
 
 def chat() -> str:
-    """Help of restkv-chat."""
+    """Help of restkv-chat and of its sub-commands."""
     from restkv_local.cli.chat import main
 
-    return _help(main, "restkv-chat")
+    parts = [_help(main, "restkv-chat")]
+    for name, command in sorted(main.commands.items()):
+        parts.append(f"### restkv-chat {name}\n\n{_help(command, f'restkv-chat {name}')}")
+    return "\n\n".join(parts)
 
 
 def chat_commands() -> str:

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 COMMANDS = {
     "speed": "restkv-bench speed --contexts 4096,16384,32768,131072 --budget 1024 --json benchmarks/speed.json",
     "memory": "restkv-bench memory --json benchmarks/memory.json",
-    "needle": "restkv-bench needle --json benchmarks/needle.json",
+    "needle": "restkv-bench needle --reserve 768 --reserve 2048 --json benchmarks/needle.json",
 }
 
 
@@ -41,7 +41,7 @@ def speed() -> str:
             )
         )
     notes = [f"- {row['context']:,}: {note}" for row in result["rows"] for note in row.get("notes", ())]
-    return "\n\n".join(part for part in (_table(header, rows), "\n".join(notes), _origin(result, "speed")) if part)
+    return "\n\n".join(part for part in (table(header, rows), "\n".join(notes), _origin(result, "speed")) if part)
 
 
 def memory() -> str:
@@ -58,7 +58,7 @@ def memory() -> str:
         share = f"{row['evict_seconds'] / seconds:.1%}"
         lengths = (f"{row['context']:,}", f"{row['prompt_tokens']:,} tokens")
         rows.append((*lengths, *sizes, f"{row['evictions']:,}", f"{seconds:.0f} s", share))
-    return f"{_table(header, rows)}\n\n{_origin(result, 'memory')}"
+    return f"{table(header, rows)}\n\n{_origin(result, 'memory')}"
 
 
 def needle() -> str:
@@ -66,15 +66,16 @@ def needle() -> str:
     result = load("needle")
     if result is None:
         return _missing("needle")
-    header = ("method", "prefill", "budget", "evictions", "mean", "lowest", "to the full cache", "95 % interval")
+    from restkv_local.cli.needle import COLUMNS, variant
+
     rows = []
     for row in result["rows"]:
         low, high = row["difference_min"], row["difference_max"]
         rows.append(
             (
-                row["method"],
+                variant(row["method"], row["allocation"]),
                 row["prefill"] or "-",
-                f"{row['budget']:,}" if row["prefill"] else "-",
+                *(f"{row[name]:,}" if row["prefill"] else "-" for name in ("budget", "reserve")),
                 f"{row['evictions']:,}",
                 f"{row['mean']:.2f}",
                 f"{min(row['log_probs']):.2f}",
@@ -84,7 +85,7 @@ def needle() -> str:
         )
     settings = result["settings"]
     size = f"{settings['depths']} depths of a text of {settings['context']:,} tokens."
-    return f"{_table(header, rows)}\n\n{size} {_origin(result, 'needle')}"
+    return f"{table(COLUMNS, rows)}\n\n{size} {_origin(result, 'needle')}"
 
 
 def machine() -> str:
@@ -95,7 +96,7 @@ def machine() -> str:
     rows = [*result.get("device", {}).items(), *result.get("versions", {}).items()]
     names = ("model", "backend", "n_threads", "n_threads_batch", "n_batch", "budget", "capacity", "kv_type")
     rows += [(name, result["settings"][name]) for name in names if name in result.get("settings", {})]
-    return _table(("", ""), [(str(name).replace("_", " "), str(value)) for name, value in rows])
+    return table(("", ""), [(str(name).replace("_", " "), str(value)) for name, value in rows])
 
 
 def load(name: str) -> dict[str, Any] | None:
@@ -142,7 +143,7 @@ def _command(result: dict[str, Any], name: str) -> str:
     return f"{shlex.join(words)} --json benchmarks/{name}.json" if settings else COMMANDS[name]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---:"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

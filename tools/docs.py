@@ -21,8 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 try:
+    import _gpu_results
     import _help
     import _portability
+    import _quality
     import _results
     import _settings
     import _tasks
@@ -42,11 +44,22 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": _results.memory,
     "needle": _results.needle,
     "machine": _results.machine,
+    "gpu checks": _gpu_results.gpu_checks,
     "portability": _portability.portability,
     "ruler tasks": _tasks.ruler,
     "longbench tasks": _tasks.longbench,
     "infinitebench tasks": _tasks.infinitebench,
     "reason tasks": _tasks.reason,
+    "quality commands": _quality.commands,
+    "quality reading": _quality.reading,
+    "quality standing": _quality.standing,
+    "quality fidelity": _quality.block("fidelity"),
+    "quality niah": _quality.block("niah"),
+    "quality ablation": _quality.block("ablation"),
+    "quality needle-ablation": _quality.block("needle-ablation"),
+    "quality prefill": _quality.block("prefill"),
+    "quality ruler": _quality.ruler,
+    "quality long": _quality.block("long"),
 }
 _BLOCK = re.compile(r"(<!-- generated: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _MARK = re.compile(r"<!-- (?:generated: [^>]+?|end) -->")

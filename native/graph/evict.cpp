@@ -69,6 +69,9 @@ void restkv_cache::init_graphs() {
 
 // Returns why some of the layers will not run as graphs, or "".
 std::string restkv_cache::init_graph(ggml_backend_buffer_type_t buft, const std::vector<uint32_t> & members) {
+    if (is_shared()) {
+        return "budgets that are shared out over layers or heads have no graph";
+    }
     if (restkv_graph_kind_of(params) == RESTKV_GRAPH_NONE) {
         return std::string("method ") + params.method + " with these settings has no graph";
     }
@@ -172,25 +175,27 @@ size_t restkv_cache::graph_bytes() const {
 std::vector<int32_t> restkv_cache::positions(const layer_state & layer, const evict_plan & plan) const {
     std::vector<int32_t> pos;
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        const auto from = layer.table.begin() + (size_t) h * params.budget;
-        pos.insert(pos.end(), from, from + n_table);
+        const auto from = layer.table.begin() + (size_t) h * layer.budget;
+        pos.insert(pos.end(), from, from + held(layer, h));
         pos.insert(pos.end(), plan.tail_pos.begin(), plan.tail_pos.end());
     }
     return pos;
 }
 
 void restkv_cache::evict_as_graph(const layer_state & layer, const evict_plan & plan, const float * sinks,
-                                  std::vector<restkv_scratch> & scratch, int32_t * table_out,
-                                  restkv_graph_scores & scores, restkv_event & event) const {
-    const uint32_t             N      = plan.n_cells;
+                                  std::vector<restkv_scratch> & scratch, layer_kept & out, restkv_graph_scores & scores,
+                                  restkv_event & event) const {
+    const uint32_t             N      = plan.n_end;  // every head has as many: budgets are not shared out here
+    const uint32_t             n_past = N - plan.n_guide - layer.n_window;
     const uint32_t             group  = layer.n_head / layer.n_head_kv;
-    const uint32_t             n_keep = plan.n_kept - plan.n_window;
+    const uint32_t             n_kept = layer.budget;
+    const uint32_t             n_keep = n_kept - layer.n_window;
     const restkv_graph_kind    kind   = restkv_graph_kind_of(params);
     const std::vector<int32_t> pos    = positions(layer, plan);
 
     std::vector<uint8_t> drifts(layer.n_head_kv);
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        drifts[h] = restkv_drifts(*method, params, plan, pos.data() + (size_t) h * N);
+        drifts[h] = restkv_drifts(*method, params, plan, pos.data() + (size_t) h * N, N);
     }
 
     int64_t              t_start = ggml_time_us();
@@ -208,7 +213,7 @@ void restkv_cache::evict_as_graph(const layer_state & layer, const evict_plan & 
         }
         restkv_graph_cells cells;
         cells.n_cells   = N;
-        cells.n_past    = plan.n_past;
+        cells.n_past    = n_past;
         cells.row_slots = plan.row_slots.data();
         cells.n_rows    = (uint32_t) plan.row_pos.size();
         cells.weights   = kind == RESTKV_GRAPH_OUTPUT ? weights.data() : nullptr;
@@ -219,12 +224,12 @@ void restkv_cache::evict_as_graph(const layer_state & layer, const evict_plan & 
     }
     event.us_attend += ggml_time_us() - t_start;
 
-    std::vector<int32_t> kept((size_t) layer.n_head_kv * plan.n_kept);
+    std::vector<int32_t> kept((size_t) layer.n_head_kv * n_kept);
     const auto           choose = [&](uint32_t h, uint32_t thread) {
         restkv_scratch & s = scratch[thread];
         restkv_view      view;
         view.n_cells  = N;
-        view.n_past   = plan.n_past;
+        view.n_past   = n_past;
         view.pos      = pos.data() + (size_t) h * N;
         view.group    = group;
         view.layer    = layer.il;
@@ -242,18 +247,19 @@ void restkv_cache::evict_as_graph(const layer_state & layer, const evict_plan & 
             s.drift[g] = drifts[h] ? restkv_graph_drift(scores, head) : 0.0;
         }
         restkv_choose(view, params, drifts[h], n_keep, s);
-        int32_t * out = kept.data() + (size_t) h * plan.n_kept;
-        std::copy_n(s.kept.begin(), n_keep, out);
-        for (uint32_t i = 0; i < plan.n_window; ++i) {
-            out[n_keep + i] = (int32_t) (plan.n_past + i);
+        int32_t * own = kept.data() + (size_t) h * n_kept;
+        std::copy_n(s.kept.begin(), n_keep, own);
+        for (uint32_t i = 0; i < layer.n_window; ++i) {
+            own[n_keep + i] = (int32_t) (n_past + i);
         }
-        for (uint32_t i = 0; i < plan.n_kept; ++i) {
-            table_out[(size_t) h * params.budget + i] = view.pos[out[i]];
+        for (uint32_t i = 0; i < n_kept; ++i) {
+            out.table[(size_t) h * n_kept + i] = view.pos[own[i]];
         }
+        out.held[h] = n_kept;
     };
     restkv_parallel(layer.n_head_kv, std::min((uint32_t) scratch.size(), layer.n_head_kv), choose);
 
     t_start = ggml_time_us();
-    layer.graph->move(graph_layer(layer), kept.data(), plan.n_kept);
+    layer.graph->move(graph_layer(layer), kept.data(), n_kept);
     event.us_compact += ggml_time_us() - t_start;
 }

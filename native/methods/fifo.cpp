@@ -12,5 +12,5 @@ static void score(const restkv_view & view, const restkv_params &, uint32_t, res
 }
 
 const restkv_method restkv_method_fifo = {
-    "fifo", "the most recent cells", false, false, false, score,
+    "fifo", "the most recent cells", false, false, false, score, RESTKV_BUDGETS_ONE,
 };

@@ -22,6 +22,7 @@ const restkv_method restkv_method_h2o = {
     false,
     false,
     score,
+    RESTKV_BUDGETS_ONE,
     /*per_layer =*/false,
     /*accumulates =*/true,
 };

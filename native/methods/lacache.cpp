@@ -113,6 +113,7 @@ const restkv_method restkv_method_lacache = {
     false,
     false,
     score,
+    RESTKV_BUDGETS_ONE,
     /*per_layer =*/false,
     /*accumulates =*/false,
     advance,

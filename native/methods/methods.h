@@ -7,6 +7,13 @@
 
 #include <string>
 
+// Which budgets a method works with.
+enum restkv_budgets {
+    RESTKV_BUDGETS_ANY,    // of every layer and KV head its own
+    RESTKV_BUDGETS_LAYER,  // of every layer its own: all heads keep the same cells
+    RESTKV_BUDGETS_ONE,    // one for all: the heads keep one set, or votes and ladder count on it
+};
+
 struct restkv_method {
     const char * name;
     const char * summary;
@@ -17,6 +24,8 @@ struct restkv_method {
 
     // raw: scratch.raw, [group][scratch.n_pad], the first view.n_past of each row
     void (*score)(const restkv_view & view, const restkv_params & params, uint32_t drift_top, restkv_scratch & scratch);
+
+    restkv_budgets budgets = RESTKV_BUDGETS_ANY;
 
     bool per_layer   = false;  // all KV heads of a layer keep one set: by the mean of their scores
     bool accumulates = false;  // every query votes once, and view.sums holds the votes (native/observe.cpp)

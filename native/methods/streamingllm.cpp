@@ -13,5 +13,5 @@ static void score(const restkv_view & view, const restkv_params &, uint32_t, res
 }
 
 const restkv_method restkv_method_streamingllm = {
-    "streamingllm", "first cells and the most recent ones", false, false, false, score,
+    "streamingllm", "first cells and the most recent ones", false, false, false, score, RESTKV_BUDGETS_LAYER,
 };

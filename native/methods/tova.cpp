@@ -10,5 +10,12 @@ static void score(const restkv_view & view, const restkv_params &, uint32_t, res
 }
 
 const restkv_method restkv_method_tova = {
-    "tova", "attention of the last query, one set per layer", true, false, false, score, /*per_layer =*/true,
+    "tova",
+    "attention of the last query, one set per layer",
+    true,
+    false,
+    false,
+    score,
+    RESTKV_BUDGETS_ONE,
+    /*per_layer =*/true,
 };

@@ -57,7 +57,21 @@ struct session {
     }
 };
 
-static void open(session & s, llama_model * model, const char * path, const restkv_params & params, ggml_type type) {
+// Budgets that fall from layer to layer and have the plain one as their mean.
+static std::vector<uint32_t> pyramid(const llama_model * model, const restkv_params & params) {
+    restkv_model_info info;
+    CHECK(restkv_model_probe(model, GGML_TYPE_F16, GGML_TYPE_F16, &info) == RESTKV_OK);
+    std::vector<uint32_t> budgets(info.n_layer, params.budget);
+    for (uint32_t l = 0; l < info.n_layer / 2; ++l) {
+        const uint32_t more = (params.budget - params.window) / (l + 2);
+        budgets[l] += more;
+        budgets[info.n_layer - 1 - l] -= more;
+    }
+    return budgets;
+}
+
+static void open(session & s, llama_model * model, const char * path, const restkv_params & params, ggml_type type,
+                 int32_t allocation = RESTKV_ALLOCATION_UNIFORM) {
     llama_context_params p = llama_context_default_params();
     p.n_ctx                = 4096;
     p.n_batch              = 32;
@@ -68,6 +82,10 @@ static void open(session & s, llama_model * model, const char * path, const rest
     p.type_v               = type;
     p.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     CHECK(restkv_arm(&params, path, nullptr) == RESTKV_OK);
+    const std::vector<uint32_t> budgets = pyramid(model, params);
+    const restkv_share_params   shares  = { allocation, (uint32_t) budgets.size(), budgets.data(),
+                                            -1,         2 * params.budget,         0.2 };
+    CHECK(restkv_arm_shares(&shares) == RESTKV_OK);
     s.ctx = llama_init_from_model(model, p);
     restkv_disarm();
 }
@@ -94,10 +112,12 @@ static void check_kept(session & s, const restkv_stats & stats, llama_model * mo
     uint32_t n_seen = 0;
     for (int32_t il = 0; il < llama_model_n_layer(model); ++il) {
         for (uint32_t h = 0; h < stats.n_head_kv; ++h) {
-            std::vector<int32_t> kept(stats.n_cells);
-            if (restkv_kept(s.ctx, il, h, kept.data(), stats.n_cells) < 0) {
+            const int32_t n = restkv_kept(s.ctx, il, h, nullptr, 0);
+            if (n < 0) {
                 continue;
             }
+            std::vector<int32_t> kept(n);
+            CHECK(restkv_kept(s.ctx, il, h, kept.data(), n) == n);
             n_seen++;
             bool ascending = kept.front() >= 0;
             for (size_t i = 1; i < kept.size(); ++i) {
@@ -110,11 +130,15 @@ static void check_kept(session & s, const restkv_stats & stats, llama_model * mo
 }
 
 static void test_text(llama_model * model, const char * path, const char * method, ggml_type type,
-                      restkv_stages stages = RESTKV_STAGES_AUTO) {
+                      restkv_stages stages = RESTKV_STAGES_AUTO, int32_t allocation = RESTKV_ALLOCATION_UNIFORM) {
     session       s;
     restkv_params params = settings(method);
     params.stages        = (uint8_t) stages;
-    open(s, model, path, params, type);
+    open(s, model, path, params, type, allocation);
+    if (!s.ctx && allocation == RESTKV_ALLOCATION_ADA && strstr(path, "gpt-oss")) {
+        CHECK(strstr(restkv_last_error(), "attention sinks") != nullptr);
+        return;
+    }
     CHECK(s.ctx != nullptr);
     if (!s.ctx) {
         fprintf(stderr, "%s\n", restkv_last_error());
@@ -168,7 +192,10 @@ static void test_text(llama_model * model, const char * path, const char * metho
     restkv_event events[4];
     CHECK(restkv_get_events(s.ctx, events, 4) == 4);
     CHECK(events[3].n_kept == stats.budget);
-    CHECK((events[3].n_layer_graph > 0) == (stages == RESTKV_STAGES_GRAPH));
+    CHECK((events[3].n_layer_graph > 0) == (stages == RESTKV_STAGES_GRAPH && allocation == RESTKV_ALLOCATION_UNIFORM));
+    if (stages == RESTKV_STAGES_GRAPH && allocation != RESTKV_ALLOCATION_UNIFORM) {
+        CHECK(strstr(stats.reason, "shared out") != nullptr);
+    }
     CHECK((events[3].n_layer_host > 0) == (stages == RESTKV_STAGES_HOST));
 }
 
@@ -204,10 +231,15 @@ static void test_rollback(llama_model * model, const char * path) {
     }
 }
 
-static void test_states(llama_model * model, const char * path, const char * method, ggml_type type) {
+static void test_states(llama_model * model, const char * path, const char * method, ggml_type type,
+                        int32_t allocation = RESTKV_ALLOCATION_UNIFORM) {
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
     session       a;
-    open(a, model, path, settings(method), type);
+    open(a, model, path, settings(method), type, allocation);
+    if (!a.ctx) {
+        CHECK(allocation == RESTKV_ALLOCATION_ADA && strstr(path, "gpt-oss") != nullptr);
+        return;
+    }
     for (int i = 0; i < 7; ++i) {
         CHECK(a.feed(29) == 0);
     }
@@ -221,7 +253,7 @@ static void test_states(llama_model * model, const char * path, const char * met
     const std::vector<float> expected = a.logits(n_vocab);
 
     session b;
-    open(b, model, path, settings(method), type);
+    open(b, model, path, settings(method), type, allocation);
     CHECK(llama_state_set_data(b.ctx, state.data(), state.size()) == state.size());
     b.pos = saved;
     for (int i = 0; i < 80; ++i) {
@@ -240,7 +272,7 @@ static void test_states(llama_model * model, const char * path, const char * met
     restkv_params small = settings(method);
     small.budget        = 24;
     small.capacity      = 64;
-    open(c, model, path, small, type);
+    open(c, model, path, small, type, allocation);
     CHECK(llama_state_set_data(c.ctx, state.data(), state.size()) == 0);
     CHECK(c.feed(20) == 0);
 
@@ -311,6 +343,27 @@ static void test_refusals(llama_model * model, const char * path) {
     p        = settings("fifo");
     p.window = 0;
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
+    restkv_share_params shares = { RESTKV_ALLOCATION_ADA, 0, nullptr, -1, 96, 0.2 };
+    CHECK(restkv_arm_shares(&shares) == RESTKV_INVALID);  // nothing is armed
+    p = settings("restkv");
+    CHECK(restkv_arm(&p, path, nullptr) == RESTKV_OK);
+    shares.head_max = p.budget - 1;
+    CHECK(restkv_arm_shares(&shares) == RESTKV_INVALID);
+    const uint32_t budgets[] = { 60, 37 };  // their mean is not 48
+    shares                   = { RESTKV_ALLOCATION_PYRAMID, 2, budgets, -1, 0, 0.0 };
+    CHECK(restkv_arm_shares(&shares) == RESTKV_INVALID);
+    for (const char * method : { "tova", "h2o", "lacache", "fifo", "streamingllm" }) {
+        p = settings(method);
+        CHECK(restkv_arm(&p, path, nullptr) == RESTKV_OK);
+        shares = { RESTKV_ALLOCATION_ADA, 0, nullptr, -1, 2 * p.budget, 0.2 };
+        CHECK(restkv_arm_shares(&shares) == RESTKV_INVALID && strstr(restkv_last_error(), method) != nullptr);
+        const bool     one    = strcmp(method, "streamingllm") != 0;
+        const uint32_t fall[] = { p.budget + 2, p.budget - 2 };
+        shares                = { RESTKV_ALLOCATION_PYRAMID, 2, fall, one ? -1 : 4, 0, 0.0 };
+        CHECK(restkv_arm_shares(&shares) == (one ? RESTKV_INVALID : RESTKV_OK));
+        CHECK(!one || strstr(restkv_last_error(), "one budget") != nullptr);
+        restkv_disarm();
+    }
     p = settings("nothing");
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
     p = settings("restkv");
@@ -363,6 +416,15 @@ int main(int argc, char ** argv) {
             }
         }
         test_votes(model, argv[i]);
+        for (const int32_t allocation : { RESTKV_ALLOCATION_PYRAMID, RESTKV_ALLOCATION_ADA }) {
+            for (const char * method : { "restkv", "snapkv", "keydiff", "knorm" }) {
+                test_text(model, argv[i], method, GGML_TYPE_F16, RESTKV_STAGES_AUTO, allocation);
+            }
+            test_text(model, argv[i], "random", GGML_TYPE_Q8_0, RESTKV_STAGES_AUTO, allocation);
+            test_text(model, argv[i], "restkv", GGML_TYPE_F16, RESTKV_STAGES_HOST, allocation);
+            test_text(model, argv[i], "restkv", GGML_TYPE_F16, RESTKV_STAGES_GRAPH, allocation);
+            test_states(model, argv[i], "restkv", GGML_TYPE_F16, allocation);
+        }
         test_refusals(model, argv[i]);
         llama_model_free(model);
     }

@@ -209,6 +209,47 @@ static void test_move() {
     }
 }
 
+// Rows that move up, down or not at all, from a base inside the cache: as budgets of heads need it.
+static void test_move_to() {
+    constexpr size_t n_bytes = 24, n_rows = 100;
+    for (int round = 0; round < 50; ++round) {
+        std::vector<uint8_t> rows(n_bytes * n_rows);
+        for (uint8_t & x : rows) {
+            x = (uint8_t) rng();
+        }
+        const std::vector<uint8_t> before = rows;
+        const int64_t              base   = rng() % 30;
+        std::vector<int32_t>       src;
+        for (int32_t j = 0; j < (int32_t) (n_rows - base); ++j) {
+            if (rng() % 3 == 0) {
+                src.push_back(j);
+            }
+        }
+        const int64_t first = rng() % (n_rows - src.size() + 1);  // row that the first survivor moves to
+        restkv_move_rows(rows.data() + base * n_bytes, n_bytes, n_bytes, src.data(), (uint32_t) src.size(),
+                         first - base);
+        bool right = true;
+        for (size_t i = 0; i < src.size(); ++i) {
+            right = right && !memcmp(&rows[(first + i) * n_bytes], &before[(base + src[i]) * n_bytes], n_bytes);
+        }
+        CHECK(right);
+    }
+}
+
+static void test_share() {
+    // 6 largest of both heads: 4 and 2; a third of 3 is fixed
+    const float           rows[] = { 9, 8, 7, 6, 1, 1, 1, 1, 5, 4, 0, 0 };
+    const uint32_t        n[]    = { 8, 4 };
+    std::vector<uint32_t> out(2);
+    CHECK(restkv_share(rows, n, 2, 3, 1.0 / 3, 0, false, out.data()) == RESTKV_OK);
+    CHECK(out[0] == 4 && out[1] == 2);
+    CHECK(restkv_share(rows, n, 2, 3, 0.0, 3, false, out.data()) == RESTKV_OK);
+    CHECK(out[0] == 3 && out[1] == 3);
+    CHECK(restkv_share(rows, n, 2, 100, 0.2, 0, true, out.data()) == RESTKV_OK);
+    CHECK(out[0] == 8 && out[1] == 4);
+    CHECK(restkv_share(rows, n, 2, 3, 1.5, 0, true, out.data()) == RESTKV_INVALID);
+}
+
 static void test_smooth() {
     const int32_t pos[] = { 0, 1, 2, 10, 11, 50 };
     const float   raw[] = { 1, 2, 3, 4, 5, 6 };
@@ -366,6 +407,8 @@ int main() {
     }
     test_select();
     test_move();
+    test_move_to();
+    test_share();
     test_smooth();
     test_factor();
     test_score_sizes();

@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from .._version import __version__
+from .device import device
 from .failure import Command
 from .footprint import memory
 from .needle import needle
 from .options import CONTEXT_SETTINGS, Contexts, EngineSettings, engine_class, engine_options
+from .shapes import shapes
 from .speed import STOCK_FILLS, STOCK_PREFILLS, SpeedSettings, measure, measure_peak
 from .tables import speed_table
 
@@ -87,8 +89,10 @@ def speed(
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
+main.add_command(device)
 main.add_command(memory)
 main.add_command(needle)
+main.add_command(shapes)
 
 
 @main.command("_peak", hidden=True, cls=Command)

@@ -18,7 +18,7 @@ from .failure import Command
 from .options import CONTEXT_SETTINGS, EngineSettings
 
 # Two texts of these lengths are read in a cache of so many cells.
-LENGTHS = (1024, 4096)
+LENGTHS = (768, 2304)
 BUDGET, RESERVE = 256, 256
 _CONTEXT = 8192
 
@@ -54,7 +54,7 @@ def examine(names: tuple[str, ...], *, memory: bool, say: Say) -> dict[str, Any]
         if device.kind in HOLD_LAYERS and distrust(device, remember(checks[-1])):
             switched.append(device.name)
     flat = _memory(say) if memory else {"verdict": "skipped", "reason": "--no-memory was given"}
-    wrong = any(check.verdict in WRONG for check in checks) or flat["verdict"] == "mismatch"
+    wrong = any(check.verdict in WRONG for check in checks) or flat["verdict"] in WRONG
     return {
         "verdict": "mismatch" if wrong else "ok",
         "devices": [device.to_json() for device in known],
@@ -87,7 +87,7 @@ def _memory(say: Say) -> dict[str, Any]:
         try:
             runs.append(peak_of_child(settings, _CONTEXT, length))
         except RestkvError as error:
-            return {"verdict": "mismatch", "reason": str(error), "runs": runs}
+            return {"verdict": "failed", "reason": str(error), "runs": runs}
     short, long = (run["peak_rss_bytes"] for run in runs)
     if not short:
         return {"verdict": "skipped", "reason": "this system does not tell the peak memory of a process", "runs": runs}

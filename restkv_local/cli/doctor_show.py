@@ -63,6 +63,8 @@ def advice(found: dict[str, Any]) -> list[tuple[str, str]]:
     memory = found["memory"]
     if memory["verdict"] == "mismatch":
         lines.append((f"Memory is not flat: {memory['reason']}.", "bold red"))
+    elif memory["verdict"] == "failed":
+        lines.append((f"Memory could not be measured: {memory['reason']}.", "bold red"))
     if found["verdict"] != "ok":
         return [*lines, ("Report it with the file that --json FILE writes.", "bold red")]
     checked = ", ".join(dict.fromkeys(check["device"]["name"] for check in found["checks"]))

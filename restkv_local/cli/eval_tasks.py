@@ -44,10 +44,9 @@ def _niah(kinds: tuple[str, ...], depths: int) -> Sequence[Task]:
 # niah reads exact by default: one reading of a document then serves every question and most methods, because nothing
 # is evicted before the question was read. On two cores that read 200 tokens/s with SmolLM2-135M, for contexts 2048 and
 # 4096, budgets 256 and 1024 and 10 methods (20 settings, 4 documents, 16 questions per length): a reading of the
-# documents takes 4 x 6144 / 200 = 123 s; it happens once for the full cache, once for the methods that keep a window of
-# queries, once for those that keep none, twice for streamingllm (its window is its budget) and twice for h2o (its sums
-# are its own): 7 x 123 s = 14 min. A question takes about 0.7 s (the rest of the prompt, an eviction of 4096 cells,
-# some 30 single tokens): 20 x 2 x 16 x 0.7 s = 7.5 min. With what the full cache reads again, some 23 minutes.
+# documents takes 4 x 6144 / 200 = 123 s; it happens once for the full cache, once for h2o (its sums are its own) and
+# once for all others: 3 x 123 s = 6 min. A question takes about 0.7 s (the rest of the prompt, an eviction of 4096
+# cells, some 30 single tokens): 21 x 32 x 0.7 s = 8 min.
 ROWS: tuple[Row, ...] = (
     Row(
         "niah",

@@ -60,6 +60,8 @@ def turn_object(turn: Turn) -> dict[str, Any]:
         "decode_seconds": report.decode_seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "model": report.model,
+        "allocation": report.allocation,
+        "budget_total": report.budget_total,
     }
 
 
@@ -90,6 +92,7 @@ def report_rows(report: Report) -> list[tuple[str, str]]:
         ("method", f"{report.method}, prefill {report.prefill}, on {report.backend}"),
         ("context", f"{report.positions:,} of {report.context:,} positions used"),
         ("cells", f"{report.cells:,} of {report.capacity:,} (budget {report.budget:,}, reserve {report.reserve:,})"),
+        ("allocation", f"{report.allocation}, {report.budget_total:,} cells in all heads and layers"),
         ("KV cache", size(report.kv_bytes)),
         (
             "beside it",

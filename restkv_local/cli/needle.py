@@ -20,7 +20,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ..config import CELLS_MAX, KV_TYPES, METHODS, PREFILLS, EvictConfig
+from ..config import ALLOCATIONS, CELLS_MAX, KV_TYPES, METHODS, PREFILLS, EvictConfig
 from ..errors import ConfigError
 from ..eval.niah import NEEDLE, QUESTION, STEM
 from ..eval.origin import device, versions
@@ -35,10 +35,15 @@ from .text import sentences
 Engine = Any
 Say = Callable[[str], None]
 
+COLUMNS = (
+    "method", "prefill", "budget", "reserve", "evictions", "mean", "lowest", "to the full cache", "95 % interval",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class NeedleSettings:
-    """context: tokens of a prompt with its answer; depths: how many; budgets, methods, prefills: all combinations."""
+    """context: tokens of a prompt with its answer; depths: how many; the lists: all combinations. A reserve of None is
+    chosen."""
 
     context: int
     depths: int
@@ -46,6 +51,8 @@ class NeedleSettings:
     methods: tuple[str, ...]
     prefills: tuple[str, ...]
     seed: int
+    reserves: tuple[int | None, ...] = (None,)
+    allocations: tuple[str, ...] = (EvictConfig.allocation,)
 
 
 @dataclass(frozen=True)
@@ -61,16 +68,18 @@ class Case:
 def measure(
     settings: EngineSettings, needle: NeedleSettings, make: Callable[..., Any], say: Say
 ) -> Iterator[dict[str, Any]]:
-    """The row of the full cache and one per method, prefill and budget; with device, versions, settings and date.
+    """The row of the full cache and one per combination of the settings; with device, versions, settings and date.
 
     Yields the result so far after each row, so that a run that is stopped leaves what it measured.
     A row's log-probabilities are natural ones of the whole key, one per depth. `make` is the class of the engine.
     """
     plans = [settings.evict(method="full")] + [
-        settings.evict(method=method, prefill=prefill, budget=budget)
+        settings.evict(method=method, prefill=prefill, budget=budget, reserve=reserve, allocation=allocation)
         for budget in needle.budgets
         for method in needle.methods
+        for allocation in needle.allocations
         for prefill in needle.prefills
+        for reserve in needle.reserves
     ]
     rows: list[dict[str, Any]] = []
     cases: list[Case] = []
@@ -96,7 +105,11 @@ def measure(
 
 def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) -> dict[str, Any]:
     full = evict.method == "full"
-    name = "full cache" if full else f"{evict.method}, {evict.prefill}, budget {evict.budget}"
+    name = "full cache" if full else ", ".join(
+        (variant(evict.method, evict.allocation), evict.prefill, f"budget {evict.budget}")
+    )
+    if evict.reserve is not None and not full:
+        name += f", reserve {evict.reserve}"
     engine.guide = QUESTION
     reader = Reader(engine)
     log_probs: list[float] = []
@@ -109,14 +122,21 @@ def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) ->
     report = engine.report()
     return {
         "method": evict.method,
+        "allocation": None if full else evict.allocation,
         "prefill": None if full else evict.prefill,
         "budget": report.budget,
+        "reserve": 0 if full else report.capacity - report.budget,
         "capacity": report.capacity,
         "backend": report.backend,
         "evictions": report.n_evictions,
         "seconds": time.perf_counter() - start,
         "log_probs": log_probs,
     }
+
+
+def variant(method: str, allocation: str | None) -> str:
+    """A method with its allocation, for a table."""
+    return method if allocation in (None, EvictConfig.allocation) else f"{method} + {allocation}"
 
 
 # ---- prompts -----------------------------------------------------------------------------------
@@ -199,18 +219,18 @@ def _once(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, ..
 
 
 def needle_table(result: dict[str, Any]) -> Table:
-    """One row per method, prefill and budget; natural log-probabilities of the whole key."""
+    """One row per combination; natural log-probabilities of the whole key."""
     settings = result["settings"]
     where = f"{settings['context']:,} tokens, {settings['depths']} depths"
     table = Table(title=f"{settings['model']}: a pass key in {where}")
-    for name in ("method", "prefill", "budget", "evictions", "mean", "lowest", "to the full cache", "95 % interval"):
+    for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("method", "prefill") else "right")
     for row in result["rows"]:
         low, high = row["difference_min"], row["difference_max"]
         table.add_row(
-            row["method"],
+            variant(row["method"], row["allocation"]),
             row["prefill"] or "-",
-            "-" if row["prefill"] is None else f"{row['budget']:,}",
+            *("-" if row["prefill"] is None else f"{row[name]:,}" for name in ("budget", "reserve")),
             f"{row['evictions']:,}",
             f"{row['mean']:.2f}",
             f"{min(row['log_probs']):.2f}",
@@ -231,8 +251,8 @@ def needle_table(result: dict[str, Any]) -> Table:
     help="What survives an eviction, in cells; or the bytes of the whole KV cache, as 512MB. Repeatable.",
 )
 @click.option(
-    "--reserve", type=click.IntRange(1, CELLS_MAX), default=None, metavar="CELLS",
-    help="Free cells above the budget. Chosen when not given.",
+    "--reserve", "reserves", type=click.IntRange(1, CELLS_MAX), multiple=True, metavar="CELLS",
+    help="Free cells above the budget. Chosen when not given. Repeatable.",
 )
 @click.option(
     "--depths", type=click.IntRange(min=1), default=10, show_default=True,
@@ -242,6 +262,10 @@ def needle_table(result: dict[str, Any]) -> Table:
     "--methods", type=Names([method for method in METHODS if method != "full"]), multiple=True, callback=_once,
     default=(EvictConfig.method,), show_default=True,
     help="How cells are scored; several as restkv,snapkv. The full cache is always measured.",
+)
+@click.option(
+    "--allocations", type=Names(ALLOCATIONS), multiple=True, callback=_once, default=(EvictConfig.allocation,),
+    show_default=True, help="How layers and KV heads share the budget; several as uniform,ada.",
 )
 @click.option(
     "--prefill", "prefills", type=Names(PREFILLS), multiple=True, callback=_once,
@@ -272,9 +296,10 @@ def needle(ctx: click.Context, /, json_file: Path | None, **options: Any) -> Non
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150)
+    options["reserves"] = options["reserves"] or (None,)
     chosen = NeedleSettings(**{name: options.pop(name) for name in NeedleSettings.__dataclass_fields__})
     common: dict[str, Any] = {"context": chosen.context, "seed": chosen.seed, "budget": chosen.budgets[0]}
-    settings = EngineSettings(**options, **common, method=EvictConfig.method, prefill=None)
+    settings = EngineSettings(**options, **common, reserve=None, method=EvictConfig.method, prefill=None)
     result: dict[str, Any] = {}
     for result in measure(settings, chosen, engine_class(ctx), lambda text: console.print(text, style="dim")):
         if json_file is not None:

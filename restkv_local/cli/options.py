@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..config import (
+    ALLOCATIONS,
     CELLS_MAX,
     DEFAULT_BUDGET,
     DEFAULT_CONTEXT,
@@ -108,6 +109,7 @@ class EngineSettings:
     gpu_layers: int
     seed: int | None
     unverified: bool
+    allocation: str = EvictConfig.allocation
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] | None = None
 
@@ -121,6 +123,7 @@ class EngineSettings:
             "budget": self.budget,
             "reserve": self.reserve,
             "method": self.method,
+            "allocation": self.allocation,
             "unverified": self.unverified,
         }
         if self.prefill is not None:
@@ -156,7 +159,7 @@ class EngineSettings:
         kv_type = self.kv_type if isinstance(self.kv_type, str) else ",".join(self.kv_type)
         words = ["--budget", str(self.budget), "--method", self.method]
         words += ["--kv-type", kv_type, "--gpu-layers", str(self.gpu_layers)]
-        for name in ("model", "reserve", "threads", "seed"):
+        for name in ("model", "allocation", "reserve", "threads", "seed"):
             if (value := getattr(self, name)) is not None:
                 words += [f"--{name}", str(value)]
         if self.main_gpu is not None:
@@ -200,6 +203,10 @@ _SHARED = (
         help=f"How cells are scored: {', '.join(METHODS)} (an ordinary cache that never evicts).",
     ),
     click.option(
+        "--allocation", type=click.Choice(ALLOCATIONS), default=EvictConfig.allocation, show_default=True,
+        help="How the budget is shared out: alike, as a pyramid over the layers, or over the heads by their scores.",
+    ),
+    click.option(
         "--kv-type", type=KvType(), default=KV_TYPES[0], show_default=True,
         help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
     ),
@@ -221,9 +228,11 @@ _SHARED = (
 )
 
 
-def engine_options(*, context: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def engine_options(
+    *, context: bool = True, defaults: dict[str, Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the shared options; the function gets them as one `settings` argument. context False: the command has its
-    own option for lengths and no choice of the prefill."""
+    own option for lengths and no choice of the prefill. defaults: of a command that has its own for some options."""
     options = (_CONTEXT, _PREFILL, *_SHARED) if context else _SHARED
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -238,6 +247,9 @@ def engine_options(*, context: bool = True) -> Callable[[Callable[..., Any]], Ca
         wrapped: Callable[..., Any] = collected
         for option in reversed(options):
             wrapped = option(wrapped)
+        for param in getattr(wrapped, "__click_params__", ()):
+            if param.name in (defaults or {}):
+                param.default, param.show_default = (defaults or {})[param.name], True
         return wrapped
 
     return decorate

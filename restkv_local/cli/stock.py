@@ -129,6 +129,13 @@ class StockCache:
             raise StockError(f"copied cells do not continue the text at position {end}")
 
 
+def synchronize(engine: Any) -> None:
+    """Wait until the device has done what the engine gave it: llama_decode may return before."""
+    import llama_cpp
+
+    llama_cpp.llama_synchronize(engine.ctx)
+
+
 def position_offsets(block: npt.NDArray[np.uint8]) -> list[int]:
     """Byte offsets of the cells' positions in the saved state of one sequence.
 

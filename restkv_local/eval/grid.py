@@ -13,12 +13,29 @@ from .variant import FULL, Variant
 Engine = Any
 # Fields of EvictConfig that change nothing before the first eviction. A setting that is not among them may.
 _LATER = frozenset(
-    "budget reserve method alpha kernel scale tau pooling metric_mode use_wo use_norm use_ema reduce sinks seed "
-    "unverified window".split()
+    "budget reserve method alpha kernel scale tau pooling metric_mode use_wo use_norm use_ema indicator rows reduce "
+    "sinks span overlap seed unverified window".split()
 )
-# Methods whose eviction looks at cells and at the window's queries only. Others (h2o: sums over all queries since a
-# cell came) depend on how the text was read, so their states are their own.
+# Methods whose eviction looks at cells and at the window's queries only. States of the others (h2o: sums over all
+# queries since a cell came) hold more, so they share readings among themselves.
 _WINDOW_ONLY = frozenset(("restkv", "snapkv", "tova", "streamingllm", "lacache", "fifo", "random", "keydiff", "knorm"))
+
+
+@dataclass(frozen=True)
+class StateKind:
+    """What must agree for a state of one engine to be read as if another had read the same beginning itself.
+
+    same: all that must be equal. ring: bytes of remembered queries; the newest of a larger ring are those of a smaller
+    one. across: whether settings share it, so that it is worth keeping for the next one.
+    """
+
+    same: tuple[Any, ...]
+    ring: int = 0
+    across: bool = False
+
+    def serves(self, other: StateKind) -> bool:
+        """Whether a state of this kind can be read by an engine of the other."""
+        return self.same == other.same and self.ring >= other.ring
 
 
 @dataclass(frozen=True)
@@ -100,15 +117,23 @@ class Setting:
         }
 
 
-def state_kind(engine: Engine, setting: Setting, guide: str) -> tuple[Any, ...]:
-    """What must agree for a state of one engine to be read as if another had read the same beginning itself."""
+def state_kind(engine: Engine, setting: Setting, guide: str) -> StateKind:
+    """The kind of the states that an engine saves."""
     report, evict = engine.report(), setting.evict
     if setting.full:
-        return (FULL, report.capacity)
-    rest = tuple((name, value) for name, value in asdict(evict).items() if name not in _LATER)
-    if evict.prefill == "exact" and evict.method in _WINDOW_ONLY:
-        return ("before", rest, report.window, report.ring_bytes, report.capacity)
-    return ("own", tuple(asdict(evict).items()), guide if evict.prefill == "guided" else None)
+        return StateKind((FULL, report.capacity, engine.n_batch))
+    if evict.prefill == "exact":
+        # where the cells of a text begin depends on how the budget is shared out
+        uniform = evict.allocation == "uniform"
+        early = _LATER if uniform else _LATER - {"budget"}
+        rest = tuple((name, value) for name, value in asdict(evict).items() if name not in early)
+        if evict.method in _WINDOW_ONLY:
+            return StateKind(("before", rest, report.capacity, engine.n_batch), report.ring_bytes, across=uniform)
+        # Votes are counted ring by ring.
+        votes = ("votes", evict.method, rest, report.capacity, report.ring_bytes, engine.n_batch)
+        return StateKind(votes, across=uniform)
+    guided = guide if evict.prefill == "guided" else None
+    return StateKind(("own", tuple(asdict(evict).items()), guided, engine.n_batch))
 
 
 def model_record(engine: Engine) -> dict[str, Any]:
@@ -129,7 +154,7 @@ def cache_record(engine: Engine, positions: int) -> dict[str, Any]:
     """The cache of a line of results. bytes: of the cells that the setting may hold when an answer begins; of the full
     cache, of the positions that it holds then."""
     plan, report = engine.plan, engine.report()
-    cells = positions if plan.method == FULL else plan.limit
+    cells = positions if plan.method == FULL else plan.limit + plan.spare_rows
     return {
         "budget": report.budget,
         "reserve": report.reserve,

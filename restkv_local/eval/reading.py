@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,20 @@ Engine = Any
 
 class States:
     """Saved states by what made them and the tokens that they hold; the least recently used go when `bytes_max` is
-    passed. One state is kept whatever its size is."""
+    passed. One state is kept whatever its size is.
 
-    def __init__(self, bytes_max: int) -> None:
+    serves(kept, wanted): whether a state of one kind can be read where another is wanted.
+    """
+
+    def __init__(self, bytes_max: int, serves: Callable[[Any, Any], bool] = operator.eq) -> None:
         self.bytes_max = bytes_max
+        self._serves = serves
         self._states: OrderedDict[tuple[Hashable, bytes], Any] = OrderedDict()
 
     def find(self, kind: Hashable, prompt: Sequence[int]) -> tuple[int, Any] | None:
-        """The state of this kind that holds the longest beginning of a prompt, and that length."""
+        """The state that serves this kind and holds the longest beginning of a prompt, and that length."""
         whole = as_tokens(prompt).tobytes()
-        fits = [key for key in self._states if key[0] == kind and whole.startswith(key[1])]
+        fits = [key for key in self._states if self._serves(key[0], kind) and whole.startswith(key[1])]
         if not fits:
             return None
         key = max(fits, key=lambda key: len(key[1]))
@@ -42,8 +47,8 @@ class States:
             self._states.popitem(last=False)
 
     def drop(self, kind: Hashable) -> None:
-        """Forget all states of a kind."""
-        for key in [key for key in self._states if key[0] == kind]:
+        """Forget all states that would serve a kind."""
+        for key in [key for key in self._states if self._serves(key[0], kind)]:
             del self._states[key]
 
 

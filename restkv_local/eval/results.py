@@ -6,17 +6,21 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..config import EvictConfig
 from ..errors import RestkvError
+from .compact import COMMON, merged
 
 Record = dict[str, Any]
 SUFFIX = ".jsonl"
 SCHEMA = 1
 # A record is the same measurement again when these agree.
 _IDENTITY = ("task", "options", "context", "seed", "sample", "setting")
+_DEFAULTS = asdict(EvictConfig())
 _NEEDED = ("task", "context", "seed", "sample", "setting", "cache", "scores")
 
 
@@ -28,7 +32,18 @@ def identity(record: Record) -> str:
     """What makes a record one measurement: two with the same are repetitions."""
     model = record.get("model", {})
     values = {name: record.get(name) for name in _IDENTITY} | {"model": [model.get("name"), model.get("bytes")]}
+    values["setting"] = chosen(record.get("setting") or {})
     return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+
+def chosen(setting: Record) -> Record:
+    """A setting without what has its default: a record from before an option existed is that of its default."""
+    evict = {
+        name: value
+        for name, value in setting.get("evict", {}).items()
+        if name not in _DEFAULTS or _DEFAULTS[name] != value
+    }
+    return {**setting, "evict": evict}
 
 
 class ResultFile:
@@ -78,8 +93,10 @@ class ResultFile:
 
 
 def _repaired(path: Path, say: Callable[[str], None]) -> list[Record]:
-    """The records of a file, which then ends with a whole line."""
+    """The records of a file, which then ends with a whole line. Raises ResultsError for a compact one."""
     data = path.read_bytes()
+    if data.startswith(f'{{"{COMMON}":'.encode()):
+        raise ResultsError(f"'{path}' is compact and cannot go on; name the folder that it was made from")
     whole, torn = _split(data)
     if torn is not None:
         say(f"{path}: its last line was torn when a run was stopped; it is measured again")
@@ -106,6 +123,7 @@ def _split(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _records(path: Path, data: bytes) -> Iterator[Record]:
+    common: Record = {}
     for number, line in enumerate(data.splitlines(), start=1):
         if not line.strip():
             continue
@@ -113,6 +131,11 @@ def _records(path: Path, data: bytes) -> Iterator[Record]:
             record = json.loads(line)
         except ValueError as error:
             raise ResultsError(f"{path}, line {number}: not JSON ({error}); remove the line") from None
+        if isinstance(record, dict) and isinstance(record.get(COMMON), dict):
+            common = record[COMMON]
+            continue
+        if common and isinstance(record, dict):
+            record = merged(common, record)
         missing = [name for name in _NEEDED if not isinstance(record, dict) or name not in record]
         if missing:
             raise ResultsError(f"{path}, line {number}: no result of restkv-eval ('{missing[0]}' is missing)")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ..config import DEFAULT_BATCH, EVAL_STATE_BYTES
 from ..machine import free_memory
-from .grid import Grid, Setting, cache_record, model_record, state_kind
+from .grid import Grid, Setting, StateKind, cache_record, model_record, state_kind
 from .origin import device, versions
 from .prompt import Tokens, shared_length
 from .reading import Reader, States
@@ -71,7 +71,7 @@ class Case:
 @dataclass(frozen=True)
 class Batch:
     """Cases of one context and seed. same_batches: the full cache reads in the same batches as the others, for figures
-    that compare logits; otherwise it reads as llama.cpp does by default."""
+    that compare logits; otherwise it reads as llama.cpp does by default, unless questions share documents."""
 
     context: int
     seed: int
@@ -96,7 +96,7 @@ def run(
     model: Record | None = None
     for batch in batches:
         limit = free_memory()
-        states = States(EVAL_STATE_BYTES if limit is None else min(EVAL_STATE_BYTES, limit // 2))
+        states = States(EVAL_STATE_BYTES if limit is None else min(EVAL_STATE_BYTES, limit // 2), StateKind.serves)
         settings = grid.settings(batch.seed)
         if model is None:
             model = _model(grid, settings[0], make)
@@ -136,8 +136,10 @@ def _run_setting(
     model: Record,
 ) -> None:
     exact = setting.evict.prefill == "exact" and not setting.full
+    # Questions about one document: the full cache reads as exact does, instead of up to a batch again for each.
+    alike = setting.full and set(grid.prefills) == {"exact"} and _documents(batch.cases)
     n_batch = DEFAULT_BATCH
-    if exact or batch.same_batches:
+    if exact or alike or batch.same_batches:
         n_batch = tuned_batch(_ends(batch.cases))
     engine = grid.load(make, setting, batch.n_ctx, n_batch)
     try:
@@ -148,9 +150,9 @@ def _run_setting(
             progress.step(setting.title, 0)
             engine.guide = case.guide
             kind = state_kind(engine, setting, case.guide or "")
-            reader.kind = (kind, n_batch)
+            reader.kind = kind
             following = cases[number + 1] if number + 1 < len(cases) else None
-            shared = _shared(engine, batch, case, following, across=kind[0] == "before")
+            shared = _shared(engine, batch, case, following, across=kind.across)
             start = time.perf_counter()
             reader.read(case.prompt.tolist(), shared)
             read = time.perf_counter()
@@ -187,11 +189,21 @@ def _shared(engine: Engine, batch: Batch, case: Case, following: Case | None, *,
 
 def _end_of(case: Case, cases: Sequence[Case]) -> int:
     """Tokens that a prompt shares with a neighbour, or all but the last where it has no like."""
+    return _document(case, cases) or max(0, len(case.prompt) - 1)
+
+
+def _document(case: Case, cases: Sequence[Case]) -> int:
+    """Tokens of the document that a prompt shares with a neighbour, or 0 for a text of its own."""
     place = next(i for i, other in enumerate(cases) if other is case)
     near = [cases[i] for i in (place - 1, place + 1) if 0 <= i < len(cases)]
     shared = max((shared_length(case.prompt, other.prompt) for other in near), default=0)
     # A text of its own shares no more than how every prompt begins.
-    return shared if shared > len(case.prompt) // 2 else max(0, len(case.prompt) - 1)
+    return shared if shared > len(case.prompt) // 2 else 0
+
+
+def _documents(cases: Sequence[Case]) -> bool:
+    """Whether every prompt shares a document with a neighbour."""
+    return all(_document(case, cases) for case in cases)
 
 
 def _ends(cases: Sequence[Case]) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .results import Record
+from .results import Record, chosen
 from .stats import Mean, difference_of, mean_of
 from .variant import FULL
 
@@ -55,8 +55,8 @@ class Row:
 
 def setting_key(record: Record) -> str:
     """What makes two records measurements of one setting, whatever the seed of its random numbers is."""
-    setting = json.loads(json.dumps(record["setting"]))
-    setting.get("evict", {}).pop("seed", None)
+    setting = chosen(record["setting"])
+    setting["evict"].pop("seed", None)
     return json.dumps(setting, sort_keys=True)
 
 

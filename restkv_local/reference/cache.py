@@ -12,7 +12,8 @@ class LayerCache:
 
     n_head, n_head_kv, head_dim: of the layer. ring: queries remembered (rows of the window). type_k, type_v: how rows
     are stored. Attributes: pos [kv_heads, N] int64, k and v [kv_heads, N, d] float32 as they read back,
-    votes [kv_heads, N] float64, the attention of every query so far, summed (only `vote` adds to it).
+    votes [kv_heads, N] float64, the attention of every query so far, summed (only `vote` adds to it). Heads may hold
+    different numbers of cells, the last of N: before them pos is -1.
     """
 
     def __init__(self, n_head: int, n_head_kv: int, head_dim: int, ring: int, type_k: str, type_v: str) -> None:
@@ -29,8 +30,13 @@ class LayerCache:
 
     @property
     def cells(self) -> int:
-        """Cells in use, the same for every KV head."""
+        """Cells in use by the KV head that has most."""
         return int(self.pos.shape[1])
+
+    @property
+    def held(self) -> list[int]:
+        """[kv_heads] cells in use."""
+        return [int(n) for n in (self.pos >= 0).sum(dim=1)]
 
     def append(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pos: torch.Tensor) -> None:
         """Add a chunk: q [heads, n, d], k and v [kv_heads, n, d] after RoPE, pos [n]."""
@@ -69,16 +75,21 @@ class LayerCache:
         have -= have % 2 if even and have < rows else 0
         return self._q[:, self._q.shape[1] - have :]
 
-    def keep(self, cells: torch.Tensor) -> None:
-        """Keep only these cells [kv_heads, m], ascending per KV head."""
-        rows = cells.unsqueeze(-1).expand(-1, -1, self.k.shape[2])
-        self.pos = self.pos.gather(1, cells)
-        self.k, self.v = self.k.gather(1, rows), self.v.gather(1, rows)
-        self.votes = self.votes.gather(1, cells)
+    def keep(self, sets: list[torch.Tensor]) -> None:
+        """Keep only these cells: [kv_heads] sets of cells of the head, ascending; they may differ in size."""
+        most = max(len(cells) for cells in sets)
+        pos = self.pos.new_full((len(sets), most), -1)
+        k, v = (x.new_zeros((len(sets), most, x.shape[2])) for x in (self.k, self.v))
+        votes = self.votes.new_zeros((len(sets), most))
+        for h, cells in enumerate(sets):
+            begin = most - len(cells)
+            pos[h, begin:], k[h, begin:], v[h, begin:] = self.pos[h, cells], self.k[h, cells], self.v[h, cells]
+            votes[h, begin:] = self.votes[h, cells]
+        self.pos, self.k, self.v, self.votes = pos, k, v, votes
 
     def truncate(self, position: int) -> None:
         """Drop every cell and query at or after a position; these are the last cells of every KV head."""
-        n = int((self.pos[0] < position).sum())
+        n = self.cells - int((self.pos[0] >= position).sum())
         self.pos, self.k, self.v, self.votes = self.pos[:, :n], self.k[:, :n], self.v[:, :n], self.votes[:, :n]
         known = self._q_pos < position
         self._q, self._q_pos = self._q[:, known], self._q_pos[known]
@@ -106,6 +117,7 @@ class LayerCache:
             z = softcap * torch.tanh(z / softcap)
         back = pos[:, None] - self.pos[:, None, :]
         hidden = (back < 0) | (back >= n_swa) if n_swa else back < 0
+        hidden = hidden | (self.pos[:, None, :] < 0)
         z = z.masked_fill(hidden.unsqueeze(1), float("-inf"))
         if sinks is not None:
             extra = sinks.reshape(-1, group, 1, 1).expand(-1, -1, n, 1)

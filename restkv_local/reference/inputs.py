@@ -1,33 +1,17 @@
-"""What a score function takes: parameters, arrays and their checks, shared by the reference and the native stages."""
+"""What a score function takes: arrays and their checks, shared by the reference and the native stages."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import (
-    CELLS_MAX,
-    DEFAULT_BUDGET,
-    INDICATORS,
-    KERNEL_MAX,
-    METHODS,
-    METRIC_MODES,
-    POOLINGS,
-    REDUCES,
-    ROWS,
-    WINDOW_MAX,
-    EvictConfig,
-    in_range,
-    one_of,
-)
+from ..allocation import pyramid_published
 from ..errors import ConfigError
-from ..ladder import Ladder, plan_ladder
-from ..methods import TRAITS, Traits
-from .aliases import translate
+from .params import ScoreParams, parse_params
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -37,149 +21,6 @@ Scores = tuple[Float32, Float32, Int32, Int32, Int32]
 # Odds a / (1 - a) never exceed this: beyond it 1 - a has no digits left in float32.
 ODDS_MAX = 1e6
 FLT_MAX = float(np.finfo(np.float32).max)
-# Divisor of the layer that gets the fewest cells, as in PyramidKV.
-PYRAMID_BETA = 20
-
-_DEFAULTS = EvictConfig()
-_INTS = ("budget", "window", "kernel", "scale", "seed", "layer", "beta", "layer_idx", "num_layers", "n_tail",
-         "start_size", "span", "overlap", "cursor")  # fmt: skip
-_FLOATS = ("alpha", "tau", "attn_scale", "softcap")
-_BOOLS = ("use_wo", "use_norm", "use_ema", "use_pyramid", "official_mask")
-_OPTIONAL = ("alpha", "reduce", "attn_scale", "layer_idx", "num_layers", "n_tail", "kernel", "pooling", "rows", "span")
-
-
-@dataclass(frozen=True)
-class ScoreParams:
-    """Parameters of a score function; the defaults are those of `EvictConfig`.
-
-    reduce: None gives one set per query head, "mean" or "max" one set per KV head.
-    layer: index of the layer (methods "random" and "lacache").
-    rows: as of `EvictConfig`; also "sum", not divided by the number of rows, for the indicators that are attention.
-    official_mask: method "h2o": queries before the window see every cell, later ones too, as in the published ReST-KV
-        code; False: no query looks ahead. The engine never lets one.
-    start_size, span, overlap, num_layers, cursor: the ladder of method "lacache" (restkv_local.ladder).
-    attn_scale: factor of the attention logits; None or 0: 1 / sqrt(head size).
-    softcap: logits become softcap * tanh(logits / softcap); 0: they stay.
-    n_tail: last cells that are not scored, at least `window`; None: `window`. More than that when a guide follows the
-        window: its queries are the last rows (fewer than `window` may be left then), its cells take part in the softmax
-        and are no candidates.
-    use_pyramid, layer_idx, num_layers, beta: give layer `layer_idx` of `num_layers` its share of a pyramid of budgets
-        (method "restkv" only; the share counts past cells, the window comes on top).
-    The others: see `EvictConfig`.
-    """
-
-    method: str = _DEFAULTS.method
-    budget: int = DEFAULT_BUDGET
-    window: int = _DEFAULTS.window
-    alpha: float | None = _DEFAULTS.alpha
-    kernel: int = _DEFAULTS.kernel_used
-    scale: int = _DEFAULTS.scale
-    pooling: str = _DEFAULTS.pooling_used
-    metric_mode: str = _DEFAULTS.metric_mode
-    use_wo: bool = _DEFAULTS.use_wo
-    use_norm: bool = _DEFAULTS.use_norm
-    use_ema: bool = _DEFAULTS.use_ema
-    tau: float = _DEFAULTS.tau
-    reduce: str | None = None
-    seed: int = _DEFAULTS.seed
-    layer: int = 0
-    attn_scale: float | None = None
-    softcap: float = 0.0
-    n_tail: int | None = None
-    use_pyramid: bool = False
-    layer_idx: int | None = None
-    num_layers: int | None = None
-    beta: int = PYRAMID_BETA
-    indicator: str = _DEFAULTS.indicator
-    rows: str | None = None
-    official_mask: bool = True
-    start_size: int = _DEFAULTS.sinks
-    span: int | None = None
-    overlap: int = 0
-    cursor: int = 0
-
-    def __post_init__(self) -> None:
-        one_of("method", self.method, METHODS)
-        if self.method == "full":
-            raise ConfigError("method 'full' keeps every cell; choose a method that scores cells")
-        one_of("pooling", self.pooling, POOLINGS)
-        one_of("metric_mode", self.metric_mode, METRIC_MODES)
-        if self.reduce is not None:
-            one_of("reduce", self.reduce, REDUCES)
-        # StreamingLLM takes no queries: its window is budget - sinks, whatever the budget
-        in_range(
-            "window", self.window, 1 if self.pools else 0, CELLS_MAX if self.method == "streamingllm" else WINDOW_MAX
-        )
-        in_range("budget", self.budget, self.window + 1, CELLS_MAX)
-        in_range("kernel", self.kernel, 1 if self.pools else 0, KERNEL_MAX)
-        if self.pools and self.kernel % 2 == 0:
-            raise ConfigError(f"kernel must be odd; try {self.kernel + 1}")
-        one_of("indicator", self.indicator, INDICATORS)
-        if self.rows is not None:
-            one_of("rows", self.rows, ROWS if self.indicator == "reconstruction" else (*ROWS, "sum"))
-        in_range("scale", self.scale, 1, CELLS_MAX)
-        if self.adaptive and self.window % 2:
-            raise ConfigError(
-                f"window must be even for adaptive pooling (the drift compares its two halves); {self.window} is odd"
-            )
-        if self.alpha is not None and not 0.0 < self.alpha <= 1.0:
-            raise ConfigError(f"alpha must be above 0 and at most 1, or None; got {self.alpha}")
-        in_range("tau", self.tau, 0.0, 16.0)
-        in_range("seed", self.seed, 0, 2**64 - 1)
-        in_range("layer", self.layer, 0, 2**31 - 1)
-        for name in ("attn_scale", "softcap"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0.0):
-                raise ConfigError(f"{name} must be a number that is not negative; got {value}")
-        if self.n_tail is not None:
-            in_range("n_tail", self.n_tail, self.window, CELLS_MAX)
-        if self.use_pyramid:
-            self._check_pyramid()
-        if self.method == "lacache":
-            in_range("cursor", self.cursor, 0, self.budget)
-            in_range("layer", self.layer, 0, self.ladder.n_layers - 1)
-
-    def _check_pyramid(self) -> None:
-        if self.method != "restkv":
-            raise ConfigError("use_pyramid works with method 'restkv' only; leave it out")
-        if self.layer_idx is None or self.num_layers is None:
-            raise ConfigError("use_pyramid needs layer_idx and num_layers; pass both")
-        in_range("num_layers", self.num_layers, 2, 2**31 - 1)
-        in_range("layer_idx", self.layer_idx, 0, self.num_layers - 1)
-        in_range("beta", self.beta, 1, CELLS_MAX)
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether the drift of the attention is needed."""
-        return self.pooling == "adaptive" and self.pools
-
-    @property
-    def traits(self) -> Traits:
-        """What the method needs."""
-        return TRAITS[self.method]
-
-    @property
-    def pools(self) -> bool:
-        """Whether scores are smoothed along the text."""
-        return self.traits.pools
-
-    @property
-    def reads_wo(self) -> bool:
-        """Whether the output projection is needed."""
-        return self.method == "restkv" and self.use_wo and self.indicator == "reconstruction"
-
-    @property
-    def ladder(self) -> Ladder:
-        """The ladder of method "lacache"."""
-        if self.num_layers is None:
-            raise ConfigError("method 'lacache' needs num_layers and layer; pass both")
-        in_range("num_layers", self.num_layers, 1, 2**31 - 1)
-        return plan_ladder(self.num_layers, self.budget, self.window, self.start_size, self.span, self.overlap)
-
-    @property
-    def tail(self) -> int:
-        """Last cells that are not scored."""
-        return self.window if self.n_tail is None else self.n_tail
 
 
 @dataclass(frozen=True)
@@ -270,10 +111,15 @@ class ScoreInputs:
 
     @property
     def n_keep(self) -> int:
-        """Past cells that survive; all of them when there are fewer cells than the budget."""
-        if self.n_past < self.params.budget - self.params.window:
-            return self.n_past
-        return pyramid_cells(self.params, self.n_past) if self.params.use_pyramid else self.n_drift
+        """Past cells that survive (with allocation ada: per head, on average); all when fewer than the budget."""
+        p = self.params
+        if p.n_select is not None:
+            return min(p.n_select, self.n_past)
+        if not p.pyramid or p.layer_idx is None or p.num_layers is None:
+            return self.n_drift
+        flat = p.allocation == "pyramidkv"
+        n_cells = self.n_past + p.window
+        return pyramid_published(p.budget, p.window, n_cells, p.num_layers, p.beta, flat=flat)[p.layer_idx]
 
     def positions(self) -> Int64:
         """[Hk, N] text positions."""
@@ -287,19 +133,6 @@ class ScoreInputs:
         if self.pos is None:
             return True
         return int(self.pos[kv_head, -1] - self.pos[kv_head, 0]) > self.params.scale
-
-
-def pyramid_cells(params: ScoreParams, n_past: int) -> int:
-    """Past cells of a layer under ReST-KV's pyramid of budgets (PyramidKV, integer arithmetic)."""
-    if params.layer_idx is None or params.num_layers is None:
-        raise ConfigError("use_pyramid needs layer_idx and num_layers; pass both")
-    mean = params.budget - params.window
-    most = 2 * mean - mean // params.beta
-    least = mean // params.beta
-    if most >= n_past:
-        most, least = n_past, 2 * mean - n_past
-    step = (most - least) // (params.num_layers - 1)
-    return most - params.layer_idx * step
 
 
 def prepare(q_win: Any, k: Any, v: Any, wo: Any, pos: Any, sinks: Any, params: dict[str, Any]) -> ScoreInputs:
@@ -345,44 +178,6 @@ def _rows_used(p: ScoreParams, rows: int, n: int) -> int:
     if rows < (p.window if p.n_tail is None else 1 + p.adaptive) or (p.adaptive and rows % 2):
         raise ConfigError(f"q_win must hold the last {p.window} queries (the window); it has {rows} rows")
     return rows
-
-
-def parse_params(params: dict[str, Any]) -> ScoreParams:
-    """`ScoreParams` of plain or numpy numbers; unknown names are refused. kernel and pooling None, or not given: the
-    method's own."""
-    params = translate(params)
-    known = [field.name for field in fields(ScoreParams)]
-    clean: dict[str, Any] = {}
-    for name, value in params.items():
-        if name not in known:
-            raise ConfigError(f"unknown parameter '{name}'; known are {', '.join(known)}")
-        clean[name] = _number(name, value)
-    own = TRAITS.get(clean.get("method", _DEFAULTS.method), Traits())
-    for name, default in (("kernel", own.kernel), ("pooling", own.pooling)):
-        if clean.get(name) is None:
-            clean[name] = default
-    return ScoreParams(**clean)
-
-
-def _number(name: str, value: Any) -> Any:
-    if value is None:
-        if name in _OPTIONAL:
-            return None
-        raise ConfigError(f"{name} must not be None; leave it out for its default")
-    flag = isinstance(value, (bool, np.bool_))
-    if name in _BOOLS:
-        if not flag:
-            raise ConfigError(f"{name} must be True or False; got {value!r}")
-        return bool(value)
-    if name in _INTS:
-        if flag or not isinstance(value, (int, np.integer)):
-            raise ConfigError(f"{name} must be a whole number; got {value!r}")
-        return int(value)
-    if name in _FLOATS:
-        if flag or not isinstance(value, (int, float, np.integer, np.floating)):
-            raise ConfigError(f"{name} must be a number; got {value!r}")
-        return float(value)
-    return value
 
 
 def _array(name: str, value: Any, ndim: int, keep_half: bool = False) -> npt.NDArray[Any]:

@@ -10,12 +10,13 @@ import numpy.typing as npt
 from .compiled import compiled
 from .inputs import FLT_MAX, ODDS_MAX, Float32, ScoreInputs, Scores, prepare
 from .lean_queryless import queryless
-from .select import reduce_heads, select, share
+from .select import keep, share
 
 Float64 = npt.NDArray[np.float64]
 # Cells projected at a time: bounds the scratch, whatever the number of cells.
 TILE = 4096
 TINY = float(np.finfo(np.float64).tiny)
+
 
 def score_lean(
     q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks: Any = None, **params: Any
@@ -31,7 +32,7 @@ def score_lean(
     shifts = np.zeros(inputs.n_heads, dtype=np.int32)
     if p.traits.queries == "none":
         raw = smoothed = queryless(inputs)
-        return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
+        return raw, smoothed, keep(smoothed, inputs), kernels, shifts
 
     raw = np.empty((inputs.n_heads, inputs.n_past), dtype=np.float32)
     smoothed = np.empty_like(raw)
@@ -49,7 +50,7 @@ def score_lean(
         smoothed[h] = smooth_row(raw[h], at[: inputs.n_past], pooling, int(kernels[h]), int(shifts[h]))
     if p.traits.per_layer:
         smoothed = share(smoothed)
-    return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
+    return raw, smoothed, keep(smoothed, inputs), kernels, shifts
 
 
 def head_scores(inputs: ScoreInputs, h: int, kv: int, at: npt.NDArray[np.int64]) -> tuple[Float64, float]:
@@ -80,7 +81,7 @@ def head_scores(inputs: ScoreInputs, h: int, kv: int, at: npt.NDArray[np.int64])
     if plain:
         if p.method == "restkv" and p.indicator == "attention-value-norm":
             mass *= np.sqrt(np.einsum("jd,jd->j", values[:past], values[:past], dtype=np.float64))
-        return mass, drift
+        return (mass / inputs.n_rows if p.mean_rows else mass), drift
     return (total if before else score_after(inputs, mass, others, values[:past], factor)), drift
 
 

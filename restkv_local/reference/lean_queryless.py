@@ -20,7 +20,7 @@ def queryless(inputs: ScoreInputs) -> Float32:
             raw[head] = np.arange(past, dtype=np.float32) * (-1 if p.method == "streamingllm" else 1)
         elif p.method == "random":
             at = np.ascontiguousarray(inputs.positions()[head, :past])
-            key = p.layer * 0x9E3779B97F4A7C15 ^ (head + 1) * 0xBF58476D1CE4E5B9
+            key = p.layer * 0x9E3779B97F4A7C15 ^ (p.head_kv + head + 1) * 0xBF58476D1CE4E5B9
             random_row(np.uint64((p.seed ^ key) % 2**64), at, raw[head])
         elif p.method == "lacache":
             kept, _ = p.ladder.compact(p.layer, inputs.n_text, p.cursor)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..allocation import Shares, share_out
 from ..config import EvictConfig
 from ..errors import ConfigError, EvictionError
 from ..ladder import plan_ladder
@@ -56,9 +57,12 @@ class ReferenceEngine:
         if self.budget is not None and capacity is not None and capacity <= self.budget:
             raise ConfigError(f"capacity must be above the budget of {self.budget} cells; got {capacity}")
         spec = self.model.spec
+        self.shares: Shares | None = None
         self._full = [il for il in range(spec.n_layer) if not spec.swa[il]]
         if self.budget is not None and not self._full:
             raise ConfigError("every layer of this model has a sliding window; there is nothing to evict")
+        if self.budget is not None:
+            self.shares = share_out(self.config, self.budget, len(self._full), spec.n_head_kv[self._full[0]])
         window = self.config.window if self.budget is None else self.config.window_cells(self.budget)
         self._caches = [
             LayerCache(spec.n_head[il], spec.n_head_kv[il], spec.head_dim, window, type_k, type_v)
@@ -67,16 +71,20 @@ class ReferenceEngine:
         self.n_tokens = 0
         self.n_evictions = 0
         self._cursor = 0  # of a ladder
-        self._n_settled = 0  # cells of the last eviction: heads differ in them, so no guide reaches back there
+        self._n_tail = 0  # tokens since the last eviction: heads differ in the others, so no guide reaches back there
 
     @property
     def cells(self) -> int:
-        """Cells in use per KV head of a full-attention layer (positions, when there is no such layer)."""
-        return self._caches[self._full[0]].cells if self._full else self.n_tokens
+        """Cells in use per KV head of a full-attention layer, on average (positions, when there is no such layer)."""
+        if not self._full:
+            return self.n_tokens
+        held = [self._caches[il].held for il in self._full]
+        return sum(map(sum, held)) // sum(map(len, held))
 
     def kept(self, layer: int, head: int) -> np.ndarray:
         """Positions that a KV head of a layer holds, ascending, int32."""
-        return self._caches[layer].pos[head].numpy().astype(np.int32)
+        pos = self._caches[layer].pos[head].numpy()
+        return pos[pos >= 0].astype(np.int32)
 
     def decode(self, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens at the next positions; their logits [n, n_vocab] float32.
@@ -100,6 +108,7 @@ class ReferenceEngine:
                                      n_swa=spec.n_swa if layer.swa else 0)  # fmt: skip
                 x = layer.finish(x, heads)
             self.n_tokens += n
+            self._n_tail += n
             logits: np.ndarray = self.model.logits(x).numpy()
         return logits
 
@@ -111,39 +120,53 @@ class ReferenceEngine:
         """
         if self.budget is None:
             raise ConfigError("this engine never evicts; give it a budget")
-        most = max(0, min(self.cells - 1, self.cells - self._n_settled))
+        most = max(0, min(self.n_tokens - 1, self._n_tail))
         if not 0 <= n_guide <= most:
             raise ConfigError(f"n_guide must be from 0 to {most}, the tokens since the last eviction; got {n_guide}")
-        evicts = self.cells - n_guide > self.budget
+        evicts = self._n_tail - n_guide > (self._first if self.n_evictions == 0 else 0)
         with torch.inference_mode():
             if evicts:
                 n_doc = self.cells - n_guide
                 for il in self._full:
-                    self._evict_layer(il, self.budget, n_guide)
+                    self._evict_layer(il, n_guide)
                 if self.config.method == "lacache":
                     c = self.config
                     ladder = plan_ladder(len(self._full), self.budget, c.window, c.sinks, c.span, c.overlap)
                     self._cursor = ladder.compact(0, n_doc, self._cursor)[1]
                 self.n_evictions += 1
-                self._n_settled = self.budget
+                self._n_tail = n_guide
             self.n_tokens -= n_guide
+            self._n_tail -= n_guide
             if n_guide:
                 for cache in self._caches:
                     cache.truncate(self.n_tokens)
         return evicts
 
     def _make_room(self, n: int) -> None:
-        if self.capacity is None or self.cells + n <= self.capacity:
+        if self.capacity is None or n <= self._free:
             return
         if self.budget is not None:
             self.evict()
-        if self.cells + n > self.capacity:
-            raise EvictionError(f"{n} tokens do not fit {self.capacity - self.cells} free cells; decode smaller chunks")
+        if n > self._free:
+            raise EvictionError(f"{n} tokens do not fit {self._free} free cells; decode smaller chunks")
 
-    def _evict_layer(self, il: int, budget: int, n_guide: int) -> None:
+    @property
+    def _first(self) -> int:
+        """Cells that a new text may fill, reserve not counted."""
+        return 0 if self.shares is None else self.shares.first
+
+    @property
+    def _free(self) -> int:
+        """Cells free until the next eviction; with a capacity only."""
+        reserve = (self.capacity or 0) - (self.budget or 0)
+        return reserve - self._n_tail + (self._first if self.n_evictions == 0 else 0)
+
+    def _evict_layer(self, il: int, n_guide: int) -> None:
         spec, layer, cache = self.model.spec, self.model.layers[il], self._caches[il]
+        assert self.budget is not None and self.shares is not None
         cache.keep(survivors(
-            cache, self.config, budget=budget, n_guide=n_guide, layer=il,
+            cache, self.config, budget=self.budget, own=self.shares.layers[self._full.index(il)],
+            rows=self.shares.rows, n_guide=n_guide, layer=il,
             place=Place(self._full.index(il), len(self._full), self._cursor), wo=layer.wo.weight,
             attn_scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks,
         ))  # fmt: skip

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .inputs import Float32, ScoreInputs, ScoreParams
+from .inputs import Float32, ScoreInputs
+from .params import ScoreParams
 
 
 def queryless_scores(inputs: ScoreInputs) -> Float32:
@@ -21,7 +22,7 @@ def queryless_scores(inputs: ScoreInputs) -> Float32:
         per_kv_head = np.tile(ladder_scores(inputs), (inputs.n_kv_heads, 1))
     elif p.method == "random":
         per_kv_head = np.stack(
-            [random_scores(p, head, inputs.positions()[head, :past]) for head in range(inputs.n_kv_heads)]
+            [random_scores(p, p.head_kv + head, inputs.positions()[head, :past]) for head in range(inputs.n_kv_heads)]
         )
     else:
         k = torch.from_numpy(inputs.k[:, : inputs.n_text]).double()

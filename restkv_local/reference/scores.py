@@ -11,7 +11,7 @@ from torch import Tensor
 from .attend import Attention, attend, repeat_heads
 from .inputs import FLT_MAX, ODDS_MAX, Float32, ScoreInputs, Scores, prepare
 from .queryless import queryless_scores
-from .select import reduce_heads, select, share
+from .select import keep, share
 from .smooth import kernel_and_shift, measure_drift, smooth
 
 
@@ -28,8 +28,9 @@ def score(q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks:
 
     Returns (raw, smoothed, indices, kernel_sizes, shifts): raw and smoothed [heads, N - window] float32; indices of the
     surviving past cells, int32 ascending, [heads, C], or [kv_heads, C] with reduce; kernel_sizes and shifts [heads]
-    int32. C is budget - window, or N - window when N < budget. Method "tova" keeps one set per layer: all rows of
-    smoothed and of indices are the same. Nothing is ever NaN or infinite.
+    int32. C is budget - window, or N - window when N < budget, unless an allocation says otherwise; -1 pads sets of
+    different sizes. Method "tova" keeps one set per layer: all rows of smoothed and of indices are the same. Nothing is
+    ever NaN or infinite.
 
     Raises ConfigError when a parameter or a shape does not fit. Source: ReST-KV (ICLR 2026), its published code.
     """
@@ -48,7 +49,7 @@ def score(q_win: Any, k: Any, v: Any, wo: Any = None, *, pos: Any = None, sinks:
             smoothed = smooth(raw, kernels, shifts, inputs)
     if p.traits.per_layer:
         smoothed = share(smoothed)
-    return raw, smoothed, select(reduce_heads(smoothed, inputs), inputs.n_keep), kernels, shifts
+    return raw, smoothed, keep(smoothed, inputs), kernels, shifts
 
 
 def raw_scores(attention: Attention, inputs: ScoreInputs) -> Float32:
@@ -57,6 +58,8 @@ def raw_scores(attention: Attention, inputs: ScoreInputs) -> Float32:
     if p.method != "restkv" or p.indicator != "reconstruction":
         rows = torch.from_numpy(inputs.row_weights)[None, :, None]
         raw = (rows * attention.weights[:, :, : inputs.n_past]).sum(dim=1)
+        if p.mean_rows:
+            raw = raw / inputs.n_rows
         if p.indicator == "attention-value-norm" and p.method == "restkv":
             raw = raw * repeat_heads(torch.from_numpy(inputs.v).double(), inputs.group)[:, : inputs.n_past].norm(dim=-1)
     elif inputs.params.metric_mode == "after":

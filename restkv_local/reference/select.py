@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..allocation import ada_published, ada_shares, pad_sets
 from .inputs import Float32, Int32, ScoreInputs
 
 
@@ -30,3 +31,23 @@ def select(scores: Float32, n_keep: int) -> Int32:
     """[sets, n_keep] int32: the n_keep largest of each row of scores [sets, L], ties to the lower cell, ascending."""
     order = np.argsort(-scores, axis=-1, kind="stable")
     return np.sort(order[:, :n_keep], axis=-1).astype(np.int32)
+
+
+def keep(smoothed: Float32, inputs: ScoreInputs) -> Int32:
+    """Sets [sets, C] int32 that survive, of smoothed scores [H, L]: per query head, or per KV head with `reduce`.
+
+    With allocation "ada" the sets have different sizes; -1 pads the shorter ones.
+    """
+    rows = reduce_heads(smoothed, inputs)
+    if not inputs.params.ada:
+        return select(rows, inputs.n_keep)
+    return pad_sets([select(row[None], n)[0] for row, n in zip(rows, head_shares(rows, inputs), strict=True)])
+
+
+def head_shares(rows: Float32, inputs: ScoreInputs) -> list[int]:
+    """[sets] past cells of every head with allocation "ada", from one row of scores per set [sets, L]."""
+    p = inputs.params
+    mean = p.budget - p.window
+    if p.allocation == "adakv":
+        return ada_published(rows, mean, p.floor, p.normalize)
+    return ada_shares(rows, mean, p.floor, p.most, p.normalize)

@@ -11,6 +11,7 @@ _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 44
 N_COLOURS = 12
 _DASHES = ("", "6 3", "2 3")
+_MAP_MIN = 190  # room for a name such as "streamingllm, exact, budget 1024" in two lines
 
 
 @dataclass(frozen=True)
@@ -149,4 +150,6 @@ def heat_map(name: str, columns: Sequence[str], lines: Sequence[tuple[str, Seque
                 f'<text x="{x + wide / 2}" y="{y + 16}" text-anchor="middle">{escape(square.text)}</text></g>'
             )
     parts.append("</svg>")
-    return f'<figure class="small"><figcaption>{escape(name)}</figcaption>{"".join(parts)}</figure>'
+    # A long name breaks instead of pushing the next map away.
+    style = f'style="width:{max(width, _MAP_MIN)}px"'
+    return f'<figure class="small" {style}><figcaption>{escape(name)}</figcaption>{"".join(parts)}</figure>'

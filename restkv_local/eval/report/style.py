@@ -28,7 +28,7 @@ STYLE = (
     "th,td{padding:.2rem .6rem;border-bottom:1px solid var(--rule);text-align:left;white-space:nowrap}"
     "td.n{text-align:right}.facts td{white-space:normal}.wide{overflow-x:auto}"
     ".charts,.maps{display:flex;flex-wrap:wrap;gap:1rem}.charts>*{flex:1 1 26rem;max-width:40rem}"
-    "figure{margin:0}figure.small{flex:0 0 auto}figcaption{font-size:.8rem;color:var(--dim)}"
+    "figure{margin:0}figure.small{flex:0 0 auto;overflow-wrap:anywhere}figcaption{font-size:.8rem;color:var(--dim)}"
     ".key{display:inline-flex;align-items:center;gap:.3rem;margin-right:.9rem}.swatch{width:24px;height:8px}"
     "svg{width:100%;height:auto}svg text{font-size:11px;fill:var(--fore)}"
     "svg .grid{stroke:var(--rule)}.heat{fill:hsl(var(--hue) 60% var(--heat))}"

@@ -11,6 +11,7 @@ from ..results import Record
 from ..stats import Mean
 from ..summary import LOWER, Row, rows
 from .best import standings
+from .grids import GridCell, grids
 
 # What a task is judged by first, and in what order its figures stand. Tasks that are not named have a score.
 FIGURES = {"fidelity": ("kl", "top1", "log_prob"), "ppl": ("nll", "perplexity"), "niah": ("log_prob", "score")}
@@ -118,17 +119,60 @@ def html_table(task: str, found: Sequence[Row]) -> str:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """All tasks as Markdown tables."""
-    found = rows(records)
-    parts = [CONVENTION, how_to_read()]
+    """All tasks as Markdown: grids of methods and budgets, by kind where there are several, then every row."""
+    return "\n\n".join([CONVENTION, how_to_read(), *markdown_tables(records)]) + "\n"
+
+
+def markdown_tables(records: Sequence[Record]) -> list[str]:
+    """The same without what explains them: headings and tables, to be set apart by empty lines."""
+    found, by_part = rows(records), rows(records, by_part=True)
+    parts = []
     for model, task in dict.fromkeys((row.model, row.task) for row in found):
-        heads, lines = table(task, [row for row in found if (row.model, row.task) == (model, task)])
-        aligned = ["---:" if lines and lines[0][place].number else "---" for place in range(len(heads))]
-        text = [_line(heads), _line(aligned)]
-        for line in lines:
-            text.append(_line([f"**{_plain(c.text)}**" if c.strong else _plain(c.text) for c in line]))
-        parts.append(f"### {_plain(task)}, {_plain(model)}\n\n" + "\n".join(text))
-    return "\n\n".join(parts) + "\n"
+        mine = [row for row in found if (row.model, row.task) == (model, task)]
+        kinds = [row for row in by_part if (row.model, row.task) == (model, task)]
+        heads, lines = table(task, mine)
+        parts.append(f"### {_plain(task)}, {_plain(model)}")
+        parts += _grids(task, mine)
+        if len({row.part for row in kinds}) > 1:
+            parts.append(_folded(f"{task}: by kind", _grids(task, kinds)))
+        numbers = [cell.number for cell in lines[0]] if lines else [False] * len(heads)
+        parts.append(_folded(f"{task}: all rows", [_table(heads, numbers, lines)]))
+    return parts
+
+
+def _folded(summary: str, parts: Sequence[str]) -> str:
+    """What a page shows on demand."""
+    return "\n\n".join([f"<details><summary>{_plain(summary)}</summary>", *parts, "</details>"])
+
+
+def _grids(task: str, found: Sequence[Row]) -> list[str]:
+    """The first two figures of a task as grids."""
+    parts = []
+    for figure in figures_of(task, found)[:2]:
+        for grid in grids(found, figure):
+            where = [f"{grid.part}, " if grid.part else "", f"{grid.context:,} tokens, {grid.prefill}"]
+            full = f"; full cache {mean_text(found[grid.full].means[figure])}" if grid.full is not None else ""
+            heads = ["method", *(f"budget {budget}" for budget in grid.budgets)]
+            lines = [
+                [Cell(name), *(_grid_cell(found, figure, cell) for cell in cells)] for name, cells in grid.lines
+            ]
+            text = _table(heads, [False, *(True for _ in grid.budgets)], lines)
+            parts.append(f"{title(figure)}, {_plain(''.join(where))}{full}:\n\n{text}")
+    return parts
+
+
+def _grid_cell(found: Sequence[Row], figure: str, cell: GridCell | None) -> Cell:
+    if cell is None:
+        return Cell("-", number=True)
+    level = " =" if cell.level and not cell.best else ""
+    return Cell(f"{mean_text(found[cell.number].means[figure])}{level}", number=True, strong=cell.best)
+
+
+def _table(heads: Sequence[str], numbers: Sequence[bool], lines: Sequence[Sequence[Cell]]) -> str:
+    text = [_line([_plain(head) for head in heads]), _line(["---:" if number else "---" for number in numbers])]
+    for line in lines:
+        text.append(_line([f"**{_plain(c.text)}**" if c.strong else _plain(c.text) for c in line]))
+    return "\n".join(text)
 
 
 def how_to_read() -> str:
@@ -137,7 +181,8 @@ def how_to_read() -> str:
         "In brackets are 95 % intervals over the samples: Student's t, or Wilson's where every score is 0 or 1. "
         "Differences to the full cache are paired, sample by sample. Memory is that of the cells (budget and reserve); "
         "with exact prefill the whole text is held while it is read. best: the best of its length, prefill and budget, "
-        "by the first figure; level: its paired difference to the best has an interval that holds 0."
+        "by the first figure; level: its paired difference to the best has an interval that holds 0. In grids of "
+        "methods and budgets the best of a column is bold, and = says level."
     )
 
 

@@ -1,0 +1,329 @@
+"""tools/gpu_check.py without a device: what it builds, how steps fail, what the file says; one short run on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import _check_backend
+import _check_probe
+import _check_steps
+import _env
+import _gpu_results
+import _results
+import gpu_check
+from _check_run import FAILED, OK, SKIPPED, Run
+from _progress import SetupError
+
+GB = 10**9
+
+
+def program(folder: Path, name: str, says: str = "", code: int = 0) -> Path:
+    """A program that prints one line."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho '{says}'\nexit {code}\n")
+    path.chmod(0o755)
+    return path
+
+
+# ---- what to build -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A machine with nothing on its PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(_check_backend.ctypes.util, "find_library", lambda name: None)
+    # another CUDA than the one that this machine may have
+    monkeypatch.setattr(_check_backend, "_FOLDERS", ())
+    return {"PATH": str(tmp_path)}
+
+
+def test_backend_by_what_is_found(bare: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(asked: str = "auto", system: str = "linux", **env: str) -> tuple[str, str]:
+        found = _check_backend.choose(asked, bare | env, system)
+        return found.name, found.cmake_args
+
+    assert chosen() == ("cpu", "")
+    assert chosen(system="darwin") == ("metal", "")
+    assert chosen("cpu", system="darwin") == ("cpu", "-DGGML_METAL=OFF")
+    program(tmp_path, "nvidia-smi", "GPU 0: a card (UUID: GPU-1234)")
+    found = _check_backend.choose("auto", bare, "linux")
+    assert found.name == "cpu" and "found GPU 0: a card, but no nvcc" in found.why and "1234" not in found.why
+    program(tmp_path, "glslc")
+    monkeypatch.setattr(_check_backend.ctypes.util, "find_library", lambda name: f"lib{name}.so.1")
+    # nothing to run it on but a software device
+    monkeypatch.setattr(_check_backend, "_NODES", tmp_path / "dri")
+    assert chosen() == ("cpu", "")
+    (tmp_path / "dri").mkdir()
+    (tmp_path / "dri" / "renderD128").touch()
+    assert chosen() == ("vulkan", "-DGGML_VULKAN=ON")
+    nvcc = program(tmp_path, "nvcc", "release 13.0")
+    found = _check_backend.choose("auto", bare, "linux")
+    assert (found.name, found.cmake_args, found.environment) == ("cuda", "-DGGML_CUDA=ON", {"CUDACXX": str(nvcc)})
+    # a card that does not answer is none
+    program(tmp_path, "nvidia-smi", "no devices were found", 6)
+    assert chosen()[0] == "vulkan"
+
+
+def test_backend_that_was_asked_for_and_own_switches(bare: dict[str, str]) -> None:
+    def chosen(asked: str, **env: str) -> tuple[str, str]:
+        found = _check_backend.choose(asked, bare | env, "linux")
+        return found.name, found.cmake_args
+
+    assert chosen("vulkan") == ("vulkan", "-DGGML_VULKAN=ON")
+    assert chosen("cuda", CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=90") == (
+        "cuda", "-DCMAKE_CUDA_ARCHITECTURES=90 -DGGML_CUDA=ON",
+    )  # fmt: skip
+    assert chosen("auto", CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_CUDA_NO_VMM=ON") == (
+        "cuda", "-DGGML_CUDA=ON -DGGML_CUDA_NO_VMM=ON",
+    )  # fmt: skip
+    assert chosen("auto", RESTKV_LIB_PATH="/a/build")[0] == "library"
+
+
+def test_other_switches_build_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    for switches in ("", "-DGGML_CUDA=ON", "-DGGML_VULKAN=ON"):
+        monkeypatch.setenv("CMAKE_ARGS", switches)
+        folders.append(_env.build_folder("abc"))
+    assert len(set(folders)) == 3 and folders[0].name == "abc"
+
+
+@pytest.mark.parametrize(
+    ("free", "disk", "layers"),
+    [(80 * GB, 60 * GB, 32), (8 * GB, 60 * GB, 9), (GB, 60 * GB, 1), (80 * GB, 3 * GB, 8)],
+)
+def test_layers_that_fit(free: int, disk: int, layers: int) -> None:
+    options = Namespace(quick=False, shape=None, layers=None, text=None)
+    found = _check_steps.sizes(options, {"memory_free": free}, disk)
+    assert found == {
+        "shape": "llama-3.1-8b", "layers": layers, "text": 131072, "budget": 4096, "reserve": 2048, "read": 32768
+    }  # fmt: skip
+
+
+def test_size_of_a_layer_is_that_of_the_shape() -> None:
+    from restkv_local.shapes import SHAPES, bytes_per_cell, data_bytes
+
+    shape = SHAPES[_check_steps._SHAPE]
+    one, two = (data_bytes(shape, n, _check_steps._TYPE) for n in (1, 2))
+    assert two - one == pytest.approx(_check_steps._LAYER, rel=0.01)
+    assert one - (two - one) == pytest.approx(_check_steps._REST, rel=0.02)
+    assert bytes_per_cell(shape, 1) * _check_steps._TEXT == _check_steps._LAYER_CELLS
+
+
+def test_small_sizes_and_wishes() -> None:
+    options = Namespace(quick=False, shape=None, layers=None, text=None)
+    assert _check_steps.sizes(options, None, GB)["shape"] == "tiny"
+    gpu = {"memory_free": 80 * GB}
+    assert _check_steps.sizes(Namespace(**vars(options) | {"quick": True}), gpu, GB)["shape"] == "tiny"
+    wishes = Namespace(quick=False, shape="gemma-7b", layers=2, text=8192)
+    found = _check_steps.sizes(wishes, gpu, 60 * GB)
+    assert (found["shape"], found["layers"], found["text"], found["budget"]) == ("gemma-7b", 2, 8192, 4096)
+
+
+# ---- steps -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "out.json", tmp_path / "logs", {"finished": False}, os.environ, tmp_path)
+
+
+def saved(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run.target.read_text())
+    return found
+
+
+def code(text: str) -> list[str]:
+    return [sys.executable, "-c", text, "{out}"]
+
+
+WRITE = "import sys; open(sys.argv[1], 'w').write('{\"x\": 3}')"
+
+
+def test_a_step_that_fails_does_not_stop_the_rest(run: Run) -> None:
+    run.command("good", code(WRITE), limit=60, judge=lambda result: (result["x"] == 3, f"x is {result['x']}"))
+    run.command("exit", code("print('a line'); raise SystemExit('broken for a reason')"), limit=60)
+    run.command("nothing", code("pass"), limit=60)
+    run.command("signal", code("import os; os.kill(os.getpid(), 9)"), limit=60)
+    run.command("judged", code(WRITE), limit=60, judge=lambda result: (False, "x is wrong"))
+    run.command("judge", code(WRITE), limit=60, judge=lambda result: result["y"])
+    run.command("missing", ["/no/such/program"], limit=60)
+    run.skip("left out", "no reason")
+    run.command("last", code(WRITE), limit=60)
+    steps = {step["name"]: step for step in saved(run)["steps"]}
+    assert [step["status"] for step in steps.values()] == [OK, *[FAILED] * 6, SKIPPED, OK]
+    assert steps["good"]["result"] == {"x": 3} and steps["good"]["summary"] == "x is 3" and not steps["good"]["log"]
+    assert steps["exit"]["reason"] == "exit code 1: broken for a reason" and "a line" in steps["exit"]["log"]
+    assert "no result" in steps["nothing"]["reason"]
+    assert steps["signal"]["reason"] == "it was ended by SIGKILL"
+    assert steps["judged"]["summary"] == "x is wrong" and steps["judged"]["result"] == {"x": 3}
+    assert steps["judge"]["reason"] == "KeyError: 'y'"
+    assert "FileNotFoundError" in steps["missing"]["reason"]
+    assert [step.name for step in run.failed] == ["exit", "nothing", "signal", "judged", "judge", "missing"]
+    run.finish("a verdict")
+    assert saved(run)["verdict"] == "a verdict" and saved(run)["ok"] is False and saved(run)["finished"] is True
+
+
+def test_a_figure_of_a_failed_program_is_kept(run: Run) -> None:
+    step = run.command("tests", code(f"{WRITE}; sys.exit(1)"), limit=60, judge=lambda result: (True, "x"))
+    assert step.status == FAILED and step.result == {"x": 3} and run.result("tests") is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs process groups")
+def test_a_step_that_takes_too_long_ends_with_all_it_started(run: Run, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    start = time.monotonic()
+    step = run.command("slow", code(parent), limit=1)
+    assert step.status == FAILED and step.reason == "stopped after 1 s" and time.monotonic() - start < 20
+    time.sleep(3)
+    assert not mark.exists()
+
+
+def test_the_file_is_whole_after_every_step_and_names_no_home(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert saved(run)["steps"] == []
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/somebody"))
+    run.call("one", lambda: (True, "in /home/somebody/models", "", None))
+    found = saved(run)
+    assert found["steps"][0]["summary"] == "in ~/models" and found["finished"] is False
+    assert not list(run.target.parent.glob("*.part"))
+
+
+def test_counts_of_the_tests(tmp_path: Path) -> None:
+    path = tmp_path / "junit.xml"
+    path.write_text(
+        '<testsuites><testsuite tests="4" failures="1" errors="0" skipped="1"><testcase classname="a" name="b"/>'
+        '<testcase classname="a" name="c"><failure message="x"/></testcase></testsuite></testsuites>'
+    )
+    found = _check_steps.read_tests(path)
+    assert found == {"tests": 4, "failures": 1, "errors": 0, "skipped": 1, "failed": ["a::c"]}
+    assert _check_steps._tests(found) == (False, "2 of 3 passed, 1 skipped; first: a::c")
+    assert _check_steps._tests(found | {"failures": 0, "failed": []})[0] is True
+    assert _check_steps._tests({"tests": 0, "failures": 0, "errors": 0, "skipped": 0, "failed": []})[0] is False
+
+
+def test_readings_compared() -> None:
+    def reading(**changes: Any) -> dict[str, Any]:
+        same = {"backend": "graph (X)", "backend_reason": None, "evictions": 2, "seconds": 1.0, "evict_seconds": 0.1}
+        sets = {"first": [{1, 2, 3, 4}], "last": [{1, 2}], "logprob": -2.0, "tokens": [1, 2, 3]}
+        return same | sets | changes
+
+    found = _check_probe.compared(reading(), reading(), reading())
+    assert found["first_sets"] == found["sets"] == 1 and found["logprob_difference"] == 0 and found["tokens"] == 3
+    assert _check_steps._engine(found)[0]
+    found = _check_probe.compared(reading(), reading(first=[{1, 2, 3, 5}]), reading(last=[{1, 9}], tokens=[1, 2, 9]))
+    assert found["first_sets"] == 0.75 and found["sets"] == 0.5 and found["tokens"] == 2
+    assert not _check_steps._engine(found)[0]
+    far = _check_probe.compared(reading(logprob=-2.2), reading(), reading())
+    assert not _check_steps._engine(far)[0]
+    nothing = _check_probe.compared(reading(evictions=0), reading(), reading())
+    assert not _check_steps._engine(nothing)[0]
+
+
+def test_stages_of_a_device() -> None:
+    right = {"verdict": "ok", "stages": [1] * 6, "error": 1e-6, "sets": 1.0, "reason": ""}
+    assert _check_steps._stages(right) == (True, "6 cases, scores within 1.0e-06, 100.00% of the sets equal")
+    wrong = right | {"verdict": "mismatch", "reason": "score of x: off"}
+    assert _check_steps._stages(wrong) == (False, "mismatch: score of x: off")
+    # a device that lacks operations is served through the host: slower, and right
+    assert _check_steps._stages(right | {"verdict": "unsupported", "reason": "no y"})[0]
+    assert not _check_steps._stages(right | {"verdict": "failed"})[0]
+
+
+def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_results, "FOLDER", tmp_path)
+    assert _gpu_results.gpu_checks() == f"Not measured yet; the command is `{_gpu_results.COMMAND}`."
+    eviction = {"model": "m.gguf", "cells_before": 6144, "cells_after": 4096, "seconds": 0.0123, "evict_share": 0.031}
+    text: dict[str, Any] = {"decode_ms": 9.0, "decode_ms_bound": 6.0, "stock_decode_ms": 30.0}
+    text |= {"stock_decode_ms_bound": 21.0, "first_token_seconds": 20.0, "first_token_seconds_bound": 15.0}
+    text |= {"stock_first_token_seconds": None}
+    bench = {"eviction": eviction | {"bytes_per_s": 3e11}, "memory": {"saved": 0.93}, "text": text}
+    steps = [
+        {"name": "tests", "status": FAILED, "result": None},
+        {"name": "bench", "status": OK, "result": bench | {"copy_bytes_per_s": 1e12}},
+    ]
+    found: dict[str, Any] = {"on": "CUDA0", "devices": [{"name": "CUDA0", "description": "A card"}], "steps": steps}
+    (tmp_path / "gpu-check-a.json").write_text(json.dumps(found | {"date": "2026-01-02T03:04:05"}))
+    row = (
+        "| A card (CUDA0) | m.gguf, 6,144 to 4,096 cells | 12.3 ms | 3.1% | 30% | 9.0 ms (6.0 ms) | 30.0 ms (21.0 ms) "
+        "| 20.0 s (15.0 s) | - | 93.0% | 1 right, wrong: tests | 2026-01-02 |"
+    )
+    assert row in _gpu_results.gpu_checks()
+    # without a measurement there is still a row
+    (tmp_path / "gpu-check-a.json").write_text(json.dumps(found | {"date": "2026-01-02", "steps": steps[:1]}))
+    assert "| A card (CUDA0) | - | - |" in _gpu_results.gpu_checks()
+
+
+# ---- the program -------------------------------------------------------------------------------
+
+
+def test_a_build_that_fails_is_told_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "build.log"
+    log.write_text("the compiler said no\n")
+
+    def ensure(*, tests: bool) -> None:
+        raise SetupError(f"building the library failed: no. The log is {log}")
+
+    monkeypatch.setattr(_env, "ensure", ensure)
+    monkeypatch.setenv("CMAKE_ARGS", "")
+    assert gpu_check.main(["--backend", "cpu", "--json", str(tmp_path / "x.json")]) == 1
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert [step["status"] for step in found["steps"]] == [FAILED, *[SKIPPED] * len(_check_steps.NAMES)]
+    assert found["steps"][0]["result"] == {"log": ["the compiler said no"]}
+    assert found["finished"] and not found["ok"] and "build" in found["verdict"]
+    assert "attach it to a report" in capsys.readouterr().out
+
+
+def test_stopped_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ensure(*, tests: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_env, "ensure", ensure)
+    monkeypatch.setenv("CMAKE_ARGS", "")
+    assert gpu_check.main(["--backend", "cpu", "--json", str(tmp_path / "x.json")]) == 130
+    assert json.loads((tmp_path / "x.json").read_text())["verdict"] == "stopped by hand"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "stages,nothing"], "there is no step 'nothing'"),
+        (["--json", "/no/such/folder/x.json"], "does not exist"),
+        (["--backend", "abacus"], "invalid choice"),
+    ],
+)
+def test_wrong_words(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gpu_check.main(words)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("native")
+def test_short_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_env, "ensure", lambda *, tests: None)
+    monkeypatch.setattr(_env, "python", lambda: Path(sys.executable))
+    monkeypatch.setenv("CMAKE_ARGS", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["--quick", "--backend", "cpu", "--only", "stages,model,bench", "--text", "1024"]
+    assert gpu_check.main([*words, "--json", str(tmp_path / "x.json")]) == 0
+    found = json.loads((tmp_path / "x.json").read_text())
+    names = ["build", "devices", "stages of the CPU's kernels", "stages on CPU", "model", "bench"]
+    assert [step["name"] for step in found["steps"]] == names and found["ok"] and found["finished"]
+    steps = {step["name"]: step for step in found["steps"]}
+    assert found["on"] == "CPU" and found["backend"]["name"] == "cpu" and found["versions"]["restkv_local"]
+    assert steps["stages on CPU"]["result"]["verdict"] == "ok" and steps["stages on CPU"]["result"]["rows_equal"]
+    bench = steps["bench"]["result"]
+    assert bench["eviction"]["cells_before"] == 768 and bench["text"]["context"] == 1024
+    assert "CPU" in found["verdict"] and "target at most 5%" in found["verdict"]
+    assert all(step["seconds"] >= 0 for step in found["steps"])

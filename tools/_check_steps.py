@@ -1,0 +1,198 @@
+"""What tools/gpu_check.py does, step by step, and what the results mean."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import _env
+from _check_run import Run
+from _source import ROOT, cache_dir
+
+NAMES = ("stages", "tests", "engine", "model", "bench")
+TESTS = ("tests/test_graph.py", "tests/test_rpc.py")
+_PROBE = ROOT / "tools" / "_check_probe.py"
+_GPUS = ("gpu", "igpu")
+
+# The benchmark on a GPU: the shape, what it takes, and what is left free of memory and disk.
+_SHAPE, _TYPE, _BUDGET, _RESERVE, _TEXT = "llama-3.1-8b", "q4_0", 4096, 2048, 131072
+_LAYERS_MAX = 32
+# Bytes: per layer of weights, and of the cells of a full cache of 131,072 positions; the embeddings and the head.
+_LAYER, _LAYER_CELLS, _REST = 123_000_000, 131072 * 4096, 600_000_000
+_MEMORY_SHARE = 0.85
+# Tokens that the evicting cache reads of the text: what follows takes as long, token by token.
+_READ = 32768
+# Without a GPU, or quickly: the same steps at sizes that any machine runs.
+_SMALL = {"shape": "tiny", "layers": 2, "text": 4096, "budget": 512, "reserve": 256, "read": 4096}
+
+
+def all_steps(run: Run, options: argparse.Namespace) -> None:
+    """Everything after the build."""
+    python, quick = _env.python(), (["quick"] if options.quick else [])
+    run.command("devices", [python, _PROBE, "about", "{out}"], judge=_devices)
+    found = run.result("devices") or {"devices": []}
+    run.facts |= found
+    devices = [device for device in found["devices"] if device["kind"] in ("cpu", *_GPUS)]
+    gpu = next((device for device in devices if device["kind"] in _GPUS), None)
+    run.facts["on"] = gpu["name"] if gpu else "CPU"
+    if "stages" in options.only:
+        # The yardstick first: numba compiles the reference for it.
+        run.command("stages of the CPU's kernels", [python, _PROBE, "fused", "{out}", *quick], judge=_stages)
+        for device in devices:
+            words = [python, _PROBE, "stages", "{out}", device["name"], *quick]
+            run.command(f"stages on {device['name']}", words, judge=_stages)
+    if "tests" in options.only:
+        # Quickly: scores and cache types; the rest takes a minute more.
+        some = ["tests/test_graph.py", "-k", "golden or cache_types"] if options.quick else list(TESTS)
+        words = [_env.script("pytest"), "-q", "-p", "no:cacheprovider", "--junitxml={out}", *some]
+        run.command("tests", words, reader=read_tests, judge=_tests)
+    if "engine" in options.only:
+        words = [python, _PROBE, "engine", "{out}", "-1" if gpu else "0", "832" if options.quick else "3072"]
+        run.command("engine", words, judge=_engine)
+    size = sizes(options, gpu, shutil.disk_usage(cache_dir()).free)
+    model = _model(run, options, size)
+    if "bench" in options.only:
+        _bench(run, gpu, size, model)
+
+
+def sizes(options: argparse.Namespace, gpu: dict[str, Any] | None, free_disk: int) -> dict[str, Any]:
+    """Shape, layers, text, budget and reserve of the benchmark; layers: what the GPU and the disk hold."""
+    small = options.quick or gpu is None
+    found: dict[str, Any] = dict(_SMALL)
+    if not small and gpu is not None:
+        room = _MEMORY_SHARE * (gpu["memory_free"] or 8e9) - _REST
+        layers = min(room // (_LAYER + _LAYER_CELLS), (free_disk - 2e9) // _LAYER, _LAYERS_MAX)
+        found = {"shape": _SHAPE, "layers": max(1, int(layers)), "text": _TEXT, "budget": _BUDGET, "reserve": _RESERVE}
+        found["read"] = _READ
+    if options.shape:
+        found |= {"shape": options.shape, "layers": options.layers}
+    if options.layers:
+        found["layers"] = options.layers
+    if options.text:
+        found["text"] = options.text
+    return found
+
+
+def _model(run: Run, options: argparse.Namespace, size: dict[str, Any]) -> Path | None:
+    """The model of the benchmark, written once and kept in the cache; None when it could not be written."""
+    if not {"model", "bench"} & set(options.only):
+        return None
+    layers = [] if size["layers"] is None else ["--layers", str(size["layers"])]
+    # A writer that has changed writes another file.
+    writer = b"".join((ROOT / "restkv_local" / name).read_bytes() for name in ("shapes.py", "random_gguf.py"))
+    key = hashlib.sha256(writer).hexdigest()[:8]
+    path = cache_dir() / "shapes" / f"{size['shape']}-{size['layers'] or 'all'}-{key}.{_TYPE}.gguf"
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    words = [_env.script("restkv-bench"), "shapes", size["shape"], *layers, "--type", _TYPE, "--out", path]
+    step = run.command("model", words, judge=lambda _: (True, f"{size['shape']}, {size['layers']} layers"))
+    return path if step.status == "ok" else None
+
+
+def _bench(run: Run, gpu: dict[str, Any] | None, size: dict[str, Any], model: Path | None) -> None:
+    if model is None:
+        run.skip("bench", "there is no model to measure")
+        return
+    words: list[str | Path] = [_env.script("restkv-bench"), "device", "--model", model, "--json", "{out}"]
+    for name in ("budget", "reserve", "text"):
+        words += [f"--{name}", str(size[name])]
+    words += ["--prefill-limit", str(size["read"]), "--gpu-layers", "-1" if gpu else "0"]
+    if gpu is None:
+        words += ["--rounds", "2", "--decode-tokens", "8"]
+        words += ["--copy-bytes", str(64 << 20), "--threads", str(max(1, (os.cpu_count() or 2) // 2))]
+    run.command("bench", words, judge=_figures)
+
+
+# ---- what the results mean ---------------------------------------------------------------------
+
+
+def _devices(result: Any) -> tuple[bool, str]:
+    names = [f"{device['name']} ({device['description']})" for device in result["devices"]]
+    return bool(names), ", ".join(names)
+
+
+def _stages(result: Any) -> tuple[bool, str]:
+    verdict, n = result["verdict"], len(result["stages"])
+    if verdict == "unsupported":
+        return True, f"lacks operations, so evictions go through the host: {result['reason']}"
+    error, sets = result["error"], result["sets"]
+    figures = "" if error is None else f", scores within {error:.1e}, {sets:.2%} of the sets equal"
+    return verdict == "ok", f"{n} cases{figures}" if verdict == "ok" else f"{verdict}: {result['reason']}"
+
+
+def read_tests(path: Path) -> dict[str, Any]:
+    """Counts and names of what failed, of pytest's XML."""
+    suites = list(xml.etree.ElementTree.parse(path).getroot().iter("testsuite"))
+    names = ("tests", "failures", "errors", "skipped")
+    count: dict[str, Any] = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in names}
+    failed = [
+        f"{case.get('classname', '')}::{case.get('name', '')}"
+        for suite in suites
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    return {**count, "failed": failed}
+
+
+def _tests(result: Any) -> tuple[bool, str]:
+    wrong = result["failures"] + result["errors"]
+    ran = result["tests"] - result["skipped"]
+    said = f"{ran - wrong} of {ran} passed" + (f", {result['skipped']} skipped" if result["skipped"] else "")
+    first = f"; first: {result['failed'][0]}" if result["failed"] else ""
+    return wrong == 0 and ran > 0, said + first
+
+
+def _engine(result: Any) -> tuple[bool, str]:
+    close = result["logprob_difference"] <= result["logprob_max"]
+    same = result["first_sets"] >= result["first_sets_min"]
+    return close and same and result["evictions"] > 1, (
+        f"{result['backend']}, {result['evictions']} evictions, first {result['first_sets']:.2%} equal; to the CPU: "
+        f"log-probability off by {result['logprob_difference']:.4f}, {result['tokens']} of {result['tokens_of']} "
+        "likeliest tokens equal"
+    )
+
+
+def _figures(result: Any) -> tuple[bool, str]:
+    eviction = result["eviction"]
+    said = (
+        f"an eviction takes {eviction['seconds'] * 1000:.1f} ms, {eviction['evict_share']:.1%} of reading "
+        f"{eviction['prefill_tokens']:,} tokens"
+    )
+    text = result.get("text")
+    if text and text["stock_decode_ms"]:
+        said += (
+            f"; a token behind {text['context']:,} takes {text['decode_ms']:.1f} ms, "
+            f"{text['stock_decode_ms']:.1f} ms with a full cache"
+        )
+    return True, said
+
+
+def verdict(run: Run) -> str:
+    """What a person should know."""
+    devices = {device["name"]: device["description"] for device in run.facts.get("devices", [])}
+    name = run.facts.get("on", "")
+    where = f"{name} ({devices[name]})" if name in devices else "this machine"
+    if run.failed:
+        names = ", ".join(step.name for step in run.failed)
+        lines = [f"{where}: {len(run.failed)} of {len(run.steps)} steps went wrong: {names}."]
+        lines += [f"  {step.name}: {step.reason or step.summary}" for step in run.failed]
+    else:
+        done = sum(step.status == "ok" for step in run.steps)
+        lines = [f"{where}: evictions work as on the CPU; all {done} steps went well."]
+    bench = run.result("bench")
+    if bench:
+        words = {"evict_share": "an eviction as a part of reading", "saved": "memory saved against a full cache"}
+        for key, target in bench["targets"].items():
+            asked = f"at most {target['most']:.0%}" if target["most"] is not None else f"at least {target['least']:.0%}"
+            met = {True: "met", False: "missed", None: "not measured"}[target["met"]]
+            value = "-" if target["value"] is None else f"{target['value']:.1%}"
+            lines.append(f"  {words[key]}: {value}, target {asked}: {met}")
+        if run.facts.get("on") == "CPU" or run.facts["options"]["quick"]:
+            lines.append("  (targets are meant for a GPU with a model of 8B; this was a small one)")
+    return "\n".join(lines)
