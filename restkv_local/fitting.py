@@ -35,5 +35,6 @@ def fit(path: Path, plan: MemoryPlan, gpu_layers: int, options: dict[str, Any]) 
 
 def _used(gpus: list[Device], options: dict[str, Any]) -> list[Device]:
     """The GPUs that llama.cpp would share a model out to."""
+    gpus = sorted(gpus, key=lambda gpu: gpu.backend != "RPC")  # llama.cpp's order: servers first
     main = options.get("main_gpu", 0)
     return gpus[main : main + 1] if options.get("split_mode") == _SPLIT_NONE else gpus
