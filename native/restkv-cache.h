@@ -107,7 +107,6 @@ public:
     const std::deque<restkv_event> & events() const { return event_log; }
     int32_t                          kept(uint32_t layer, uint32_t head_kv, int32_t * out, uint32_t n_max) const;
 
-
     // Add what this cache takes to the rows of its devices.
     void add_memory(std::map<std::string, restkv_memory> & by_device) const;
 

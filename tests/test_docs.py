@@ -176,17 +176,20 @@ def test_portability_claims_what_was_seen_and_no_more(tmp_path: Path, monkeypatc
 
 def test_needle_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_results, "FOLDER", tmp_path)
-    assert "`restkv-bench needle --json benchmarks/needle.json`" in _results.needle()
+    assert f"`{_results.COMMANDS['needle']}`" in _results.needle()
     row: dict[str, Any] = {"method": "restkv", "prefill": "guided", "budget": 512, "evictions": 8, "mean": -2.5}
+    row |= {"allocation": "ada", "reserve": 768}
     row |= {"log_probs": [-2.0, -3.0], "difference": -0.25, "difference_min": -0.5, "difference_max": 0.0}
-    full = row | {"method": "full", "prefill": None, "difference": None, "difference_min": None, "difference_max": None}
+    full = row | {"method": "full", "difference": None, "difference_min": None, "difference_max": None}
+    full |= {"allocation": None, "prefill": None}
     settings: dict[str, Any] = {"context": 6144, "depths": 2, "budgets": [256, 512], "prefills": ["stream", "guided"]}
-    settings["unverified"] = False
+    settings |= {"unverified": False, "reserves": [None, 2048], "allocations": ["ada"]}
     (tmp_path / "needle.json").write_text(json.dumps({"rows": [full, row], "settings": settings}))
     table = _results.needle()
-    assert "| full | - | - | 8 | -2.50 | -3.00 | - | - |" in table
-    assert "| restkv | guided | 512 | 8 | -2.50 | -3.00 | -0.25 | -0.50 to +0.00 |" in table
-    command = "restkv-bench needle --budget 256 --budget 512 --depths 2 --json benchmarks/needle.json"
+    assert "| full | - | - | - | 8 | -2.50 | -3.00 | - | - |" in table
+    assert "| restkv + ada | guided | 512 | 768 | 8 | -2.50 | -3.00 | -0.25 | -0.50 to +0.00 |" in table
+    chosen = "--budget 256 --budget 512 --reserve 2048 --depths 2 --allocations ada"
+    command = f"restkv-bench needle {chosen} --json benchmarks/needle.json"
     assert f"`{command}`" in table
 
 

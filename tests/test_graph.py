@@ -17,6 +17,7 @@ import devices
 import models
 from evicting import Evicting
 from restkv_local import Engine, kernels, native
+from restkv_local.allocation import share_out
 from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError, ModelError
 from restkv_local.reference.inputs import prepare
@@ -309,10 +310,12 @@ def test_rows_that_are_no_whole_words_go_another_way(device: str, tmp_path: Path
 )
 def test_what_has_no_graph_goes_another_way(changes: dict[str, object], device: str, tmp_path: Path) -> None:
     path = models.write_random(tmp_path / "model.gguf", "llama", seed=8)
-    got = run(path, EvictConfig(stages="graph").with_(**changes), device=device)
+    config = EvictConfig(stages="graph").with_(**changes)
+    shares = share_out(config, BUDGET, 2, 2)
+    got = run(path, config, device=device, shares=shares)
     assert got.stats.n_layer_graph == 0 and b" no graph" in got.stats.reason
     assert got.stats.n_layer_host == (0 if device == "CPU" else got.stats.n_layer)
-    assert got.tokens == run(path, EvictConfig().with_(**changes)).tokens
+    assert got.tokens == run(path, config.with_(stages="auto"), shares=shares).tokens
 
 
 def test_through_the_host(tmp_path: Path) -> None:
