@@ -20,6 +20,8 @@ Engine = Any
 # Batches are cut so that one ends where the shared part does, when the prompts agree within so many tokens.
 _TUNED_WITHIN = 256
 _BATCH_MIN = 64
+# Tokens of a prompt that are never shared: one alone would be read as a token of an answer, which evicts before it.
+_LAST = 2
 
 
 class Progress(Protocol):
@@ -180,7 +182,7 @@ def _shared(engine: Engine, batch: Batch, case: Case, following: Case | None, *,
         return _end_of(case, batch.cases)
     if following is None:
         return 0
-    shared = shared_length(case.prompt, following.prompt)
+    shared = min(shared_length(case.prompt, following.prompt), len(following.prompt) - _LAST)
     if engine.plan.guide:
         # So near to its end the next prompt may be read without the eviction that this one needed.
         shared = min(shared, len(following.prompt) - engine.plan.guide - 1)
@@ -188,8 +190,8 @@ def _shared(engine: Engine, batch: Batch, case: Case, following: Case | None, *,
 
 
 def _end_of(case: Case, cases: Sequence[Case]) -> int:
-    """Tokens that a prompt shares with a neighbour, or all but the last where it has no like."""
-    return _document(case, cases) or max(0, len(case.prompt) - 1)
+    """Tokens that a prompt shares with a neighbour, or all but the last ones where it has no like."""
+    return max(0, min(_document(case, cases) or len(case.prompt), len(case.prompt) - _LAST))
 
 
 def _document(case: Case, cases: Sequence[Case]) -> int:
