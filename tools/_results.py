@@ -76,7 +76,6 @@ def needle() -> str:
                 variant(row["method"], row["allocation"]),
                 row["prefill"] or "-",
                 *(f"{row[name]:,}" if row["prefill"] else "-" for name in ("budget", "reserve")),
-                f"{row['evictions']:,}",
                 f"{row['mean']:.2f}",
                 f"{min(row['log_probs']):.2f}",
                 _number(row, "difference", "{:+.2f}"),

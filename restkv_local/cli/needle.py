@@ -35,9 +35,7 @@ from .text import sentences
 Engine = Any
 Say = Callable[[str], None]
 
-COLUMNS = (
-    "method", "prefill", "budget", "reserve", "evictions", "mean", "lowest", "to the full cache", "95 % interval",
-)  # fmt: skip
+COLUMNS = ("method", "prefill", "budget", "reserve", "mean", "lowest", "to the full cache", "95 % interval")
 
 
 @dataclass(frozen=True)
@@ -231,7 +229,6 @@ def needle_table(result: dict[str, Any]) -> Table:
             variant(row["method"], row["allocation"]),
             row["prefill"] or "-",
             *("-" if row["prefill"] is None else f"{row[name]:,}" for name in ("budget", "reserve")),
-            f"{row['evictions']:,}",
             f"{row['mean']:.2f}",
             f"{min(row['log_probs']):.2f}",
             "-" if row["difference"] is None else f"{row['difference']:+.2f}",
