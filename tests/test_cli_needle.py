@@ -212,7 +212,7 @@ def test_reserves_and_allocations_have_rows_of_their_own(tmp_path: Path) -> None
     assert asked == [("uniform", 256), ("uniform", 512), ("ada", 256), ("ada", 512)]
     rows = json.loads(file.read_text())["rows"]
     assert [row["allocation"] for row in rows] == [None, "uniform", "uniform", "ada", "ada"]
-    assert "restkv + ada" in result.stderr and "reserve 512" in result.stderr
+    assert "restkv:allocation=ada" in result.stderr and "reserve 512" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_needle_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "needle.json").write_text(json.dumps({"rows": [full, row], "settings": settings}))
     table = _results.needle()
     assert "| full | - | - | - | -2.50 | -3.00 | - | - |" in table
-    assert "| restkv + ada | guided | 512 | 768 | -2.50 | -3.00 | -0.25 | -0.50 to +0.00 |" in table
+    assert "| restkv:allocation=ada | guided | 512 | 768 | -2.50 | -3.00 | -0.25 | -0.50 to +0.00 |" in table
     chosen = "--budget 256 --budget 512 --reserve 2048 --depths 2 --allocations ada"
     command = f"restkv-bench needle {chosen} --json benchmarks/needle.json"
     assert f"`{command}`" in table

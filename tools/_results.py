@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 COMMANDS = {
     "speed": "restkv-bench speed --contexts 4096,16384,32768,131072 --budget 1024 --json benchmarks/speed.json",
     "memory": "restkv-bench memory --json benchmarks/memory.json",
-    "needle": "restkv-bench needle --reserve 768 --reserve 2048 --json benchmarks/needle.json",
+    "needle": "restkv-bench needle --reserve 2048 --allocations ada,uniform --json benchmarks/needle.json",
 }
 
 
@@ -66,22 +66,9 @@ def needle() -> str:
     result = load("needle")
     if result is None:
         return _missing("needle")
-    from restkv_local.cli.needle import COLUMNS, variant
+    from restkv_local.cli.needle import COLUMNS, table_row
 
-    rows = []
-    for row in result["rows"]:
-        low, high = row["difference_min"], row["difference_max"]
-        rows.append(
-            (
-                variant(row["method"], row["allocation"]),
-                row["prefill"] or "-",
-                *(f"{row[name]:,}" if row["prefill"] else "-" for name in ("budget", "reserve")),
-                f"{row['mean']:.2f}",
-                f"{min(row['log_probs']):.2f}",
-                _number(row, "difference", "{:+.2f}"),
-                "-" if low is None else f"{low:+.2f} to {high:+.2f}",
-            )
-        )
+    rows = [table_row(row) for row in result["rows"]]
     settings = result["settings"]
     size = f"{settings['depths']} depths of a text of {settings['context']:,} tokens."
     return f"{table(COLUMNS, rows)}\n\n{size} {_origin(result, 'needle')}"

@@ -14,7 +14,7 @@ from .device import device
 from .failure import Command
 from .footprint import memory
 from .needle import needle
-from .options import CONTEXT_SETTINGS, Contexts, EngineSettings, engine_class, engine_options
+from .options import CONTEXT_SETTINGS, Contexts, EngineSettings, engine_class, engine_options, json_option, write_json
 from .shapes import shapes
 from .speed import STOCK_FILLS, STOCK_PREFILLS, SpeedSettings, measure, measure_peak
 from .tables import speed_table
@@ -55,7 +55,7 @@ def main() -> None:
     "--stock-fill", type=click.Choice(STOCK_FILLS), default=STOCK_FILLS[0], show_default=True,
     help="What a sampled full cache is filled with: copies of one text's cells (synthetic), or the real text (real).",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
+@json_option()
 @click.pass_context
 def speed(
     ctx: click.Context,
@@ -70,8 +70,6 @@ def speed(
     Both use the same library, weights, threads and batch size. Memory is the peak of a process of its own that only
     reads the text with the evicting cache.
     """
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise click.UsageError(f"--json: the folder of '{json_file}' does not exist")
     from rich.console import Console
 
     # A log takes the whole table; a terminal has its own width.
@@ -85,8 +83,7 @@ def speed(
     for row in result["rows"]:
         for note in row["notes"]:
             console.print(f"{row['context']:,}: {note}", style="dim", markup=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(json_file, result)
 
 
 main.add_command(device)

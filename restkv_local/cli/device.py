@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..config import CELLS_MAX
 from ..machine import size
 from .device_bench import SAVED_MIN, SHARE_MAX, STAGES, DeviceSettings, measure
 from .failure import Command
-from .options import CONTEXT_SETTINGS, EngineSettings, engine_class, engine_options
+from .options import CONTEXT_SETTINGS, EngineSettings, engine_class, engine_options, json_option, write_json
 
 _BUDGET, _RESERVE = 4096, 2048
 _TEXT, _ROUNDS, _PAIRS, _DECODE_TOKENS = 131072, 3, 1, 32
@@ -47,7 +46,7 @@ _TEXT, _ROUNDS, _PAIRS, _DECODE_TOKENS = 131072, 3, 1, 32
     "--copy-bytes", type=click.IntRange(min=1), default=COPY_BYTES, show_default=True,
     help="Size of the copy inside the device's memory that is the yardstick.",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
+@json_option()
 @click.pass_context
 def device(ctx: click.Context, /, settings: EngineSettings, json_file: Path | None, **options: Any) -> None:
     """What evictions cost on the device that holds the cache.
@@ -56,8 +55,6 @@ def device(ctx: click.Context, /, settings: EngineSettings, json_file: Path | No
     reserve holds; its bytes per second against a copy inside that memory; and a long text with the evicting cache
     and with a full one. Models in the shape of real ones, without a download: restkv-bench shapes.
     """
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise click.UsageError(f"--json: the folder of '{json_file}' does not exist")
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150)
@@ -66,8 +63,7 @@ def device(ctx: click.Context, /, settings: EngineSettings, json_file: Path | No
     console.print(device_table(result))
     for note in result.get("text", {}).get("notes", ()):
         console.print(note, style="dim", markup=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(json_file, result)
 
 
 def device_table(result: dict[str, Any]) -> Table:

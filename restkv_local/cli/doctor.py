@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import click
 from ..config import MEMORY_GROWTH_MAX
 from ..errors import ConfigError, ModelError, RestkvError
 from .failure import Command
-from .options import CONTEXT_SETTINGS, EngineSettings
+from .options import CONTEXT_SETTINGS, EngineSettings, json_option, write_json
 
 # Two texts of these lengths are read in a cache of so many cells.
 LENGTHS = (768, 2304)
@@ -106,7 +105,7 @@ def _memory(say: Say) -> dict[str, Any]:
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.option("--device", "names", metavar="NAME", multiple=True, help="Check this device only. Repeatable.")
 @click.option("--no-memory", is_flag=True, help="Leave out the two runs of the embedded model.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here.")
+@json_option("Write all figures here.")
 def doctor(names: tuple[str, ...], no_memory: bool, json_file: Path | None) -> None:
     """Check that evictions are right on this machine.
 
@@ -114,8 +113,6 @@ def doctor(names: tuple[str, ...], no_memory: bool, json_file: Path | None) -> N
     the reference. Times and bandwidth are measured, and the embedded model reads a short and a long text in the same
     memory. Takes about half a minute. The exit code is 1 when something is wrong.
     """
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise click.UsageError(f"--json: the folder of '{json_file}' does not exist")
     from rich.console import Console
 
     from .doctor_show import show
@@ -125,7 +122,7 @@ def doctor(names: tuple[str, ...], no_memory: bool, json_file: Path | None) -> N
     # The report is the answer: standard output. A log takes the whole table; a terminal has its own width.
     show(found, Console(highlight=False, width=None if sys.stdout.isatty() else 120))
     if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(json_file, found)
         progress.print(f"all figures: {json_file}", style="dim", markup=False, soft_wrap=True)
     if found["verdict"] != "ok":
         raise SystemExit(1)

@@ -111,7 +111,7 @@ def grid_options(
         ),
         click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given."),
         click.option(
-            "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True, help="On the GPU; -1: all."
+            "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True, help="On the GPU; -1: what fits."
         ),
         click.option("--unverified", is_flag=True, help="Evict a family that was not checked against the reference."),
         click.option(

@@ -21,7 +21,7 @@ from ..eval.origin import device, versions
 from ..machine import size
 from .failure import Command
 from .memory import python_program
-from .options import CONTEXT_SETTINGS, Contexts, EngineSettings, engine_class, engine_options
+from .options import CONTEXT_SETTINGS, Contexts, EngineSettings, engine_class, engine_options, json_option, write_json
 from .text import prose_tokens
 
 QUESTION = "Who is named most often in this text?"
@@ -106,7 +106,7 @@ def memory_table(result: dict[str, Any]) -> Table:
     help="Lengths of text and answer together.",
 )
 @engine_options(context=False)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
+@json_option()
 @click.pass_context
 def memory(ctx: click.Context, /, settings: EngineSettings, contexts: tuple[int, ...], json_file: Path | None) -> None:
     """Peak memory of restkv-chat against the length of the text.
@@ -114,13 +114,10 @@ def memory(ctx: click.Context, /, settings: EngineSettings, contexts: tuple[int,
     For each length a fresh process runs the whole program: it reads a file that fills the context, guided by a
     question, and answers.
     """
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise click.UsageError(f"--json: the folder of '{json_file}' does not exist")
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150)
     result: dict[str, Any] = {}
     for result in measure(settings, contexts, engine_class(ctx), lambda text: console.print(text, style="dim")):
-        if json_file is not None:
-            json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, result)
     console.print(memory_table(result))

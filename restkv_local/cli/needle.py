@@ -7,7 +7,6 @@ log-probability of the key after the stem of an answer, every token forced, agai
 from __future__ import annotations
 
 import datetime
-import json
 import random
 import sys
 import time
@@ -27,9 +26,10 @@ from ..eval.origin import device, versions
 from ..eval.prompt import chat_tokens, shared_length
 from ..eval.reading import Reader, answer_log_prob
 from ..eval.stats import compare
+from ..eval.variant import Variant
 from .documents import Document, user_message
 from .failure import Command
-from .options import CONTEXT_SETTINGS, SEED_MAX, Budget, EngineSettings, KvType, engine_class
+from .options import CONTEXT_SETTINGS, SEED_MAX, Budget, EngineSettings, KvType, engine_class, json_option, write_json
 from .text import sentences
 
 Engine = Any
@@ -104,7 +104,7 @@ def measure(
 def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) -> dict[str, Any]:
     full = evict.method == "full"
     name = "full cache" if full else ", ".join(
-        (variant(evict.method, evict.allocation), evict.prefill, f"budget {evict.budget}")
+        (evict.method, evict.allocation, evict.prefill, f"budget {evict.budget}")
     )
     if evict.reserve is not None and not full:
         name += f", reserve {evict.reserve}"
@@ -132,9 +132,19 @@ def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) ->
     }
 
 
-def variant(method: str, allocation: str | None) -> str:
-    """A method with its allocation, for a table."""
-    return method if allocation in (None, EvictConfig.allocation) else f"{method} + {allocation}"
+def table_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """What the table says of a row, by COLUMNS. A method with another allocation goes by its variant's name."""
+    low, high = row["difference_min"], row["difference_max"]
+    changes = {} if row["allocation"] in (None, EvictConfig.allocation) else {"allocation": row["allocation"]}
+    return (
+        Variant(row["method"], changes).name,
+        row["prefill"] or "-",
+        *("-" if row["prefill"] is None else f"{row[name]:,}" for name in ("budget", "reserve")),
+        f"{row['mean']:.2f}",
+        f"{min(row['log_probs']):.2f}",
+        "-" if row["difference"] is None else f"{row['difference']:+.2f}",
+        "-" if low is None else f"{low:+.2f} to {high:+.2f}",
+    )
 
 
 # ---- prompts -----------------------------------------------------------------------------------
@@ -224,16 +234,7 @@ def needle_table(result: dict[str, Any]) -> Table:
     for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("method", "prefill") else "right")
     for row in result["rows"]:
-        low, high = row["difference_min"], row["difference_max"]
-        table.add_row(
-            variant(row["method"], row["allocation"]),
-            row["prefill"] or "-",
-            *("-" if row["prefill"] is None else f"{row[name]:,}" for name in ("budget", "reserve")),
-            f"{row['mean']:.2f}",
-            f"{min(row['log_probs']):.2f}",
-            "-" if row["difference"] is None else f"{row['difference']:+.2f}",
-            "-" if low is None else f"{low:+.2f} to {high:+.2f}",
-        )
+        table.add_row(*table_row(row))
     return table
 
 
@@ -274,13 +275,15 @@ def needle_table(result: dict[str, Any]) -> Table:
     help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given.")
-@click.option("--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True, help="On the GPU; -1: all.")
+@click.option(
+    "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True, help="On the GPU; -1: what fits."
+)
 @click.option(
     "--seed", type=click.IntRange(0, SEED_MAX), default=0, show_default=True,
     help="Seed of the text, of the keys and of method random.",
 )
 @click.option("--unverified", is_flag=True, help="Evict a model family that was not checked against the reference.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
+@json_option()
 @click.pass_context
 def needle(ctx: click.Context, /, json_file: Path | None, **options: Any) -> None:
     """How much of a pass key in a long text survives eviction.
@@ -288,8 +291,6 @@ def needle(ctx: click.Context, /, json_file: Path | None, **options: Any) -> Non
     A key stands at several depths of a text, and a question for it follows. The figure is the log-probability of the
     key as the answer, against the full cache on the same prompts.
     """
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise click.UsageError(f"--json: the folder of '{json_file}' does not exist")
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150)
@@ -299,6 +300,5 @@ def needle(ctx: click.Context, /, json_file: Path | None, **options: Any) -> Non
     settings = EngineSettings(**options, **common, reserve=None, method=EvictConfig.method, prefill=None)
     result: dict[str, Any] = {}
     for result in measure(settings, chosen, engine_class(ctx), lambda text: console.print(text, style="dim")):
-        if json_file is not None:
-            json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, result)
     console.print(needle_table(result))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -167,6 +169,24 @@ class EngineSettings:
         if self.tensor_split is not None:
             words += ["--tensor-split", ",".join(map(str, self.tensor_split))]
         return [*words, "--unverified"] if self.unverified else words
+
+
+def json_option(text: str = "Write the figures here.") -> Callable[[Any], Any]:
+    """--json FILE as `json_file`, whose folder must exist: a long run must not end without a place for its figures."""
+    path = click.Path(dir_okay=False, path_type=Path)
+    return click.option("--json", "json_file", type=path, callback=_in_a_folder, help=text)
+
+
+def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not value.resolve().parent.is_dir():
+        raise click.UsageError(f"--json: the folder of '{value}' does not exist")
+    return value
+
+
+def write_json(file: Path | None, result: dict[str, Any]) -> None:
+    """Write figures to the file of --json; None: there is none."""
+    if file is not None:
+        file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def engine_class(ctx: click.Context) -> Callable[..., Any]:
