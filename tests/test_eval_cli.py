@@ -133,6 +133,18 @@ def test_fidelity_of_a_stopped_run(tiny: Path, tmp_path: Path) -> None:  # noqa:
             assert kl > 1e-4 and record["cache"]["cells"] == 64
 
 
+@pytest.mark.parametrize(
+    "words, read", [((), {"t.txt"}), (("--kinds", "prose"), {"t.txt", "prose"})], ids=["file", "file and kind"]
+)
+def test_files_and_built_in_texts(tiny: Path, tmp_path: Path, words: tuple[str, ...], read: set[str]) -> None:  # noqa: F811
+    file = tmp_path / "t.txt"
+    file.write_text("The sea was calm and the night was long. " * 40)
+    result = evaluate("fidelity", "--contexts", "200", "--methods", "full", "--samples", "1", "--continuation", "8",
+                      "--text", file, *words, "--model", tiny, "--out", tmp_path / "out")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert {record["labels"]["kind"] for record in lines(tmp_path / "out" / "fidelity.jsonl")} == read
+
+
 def test_perplexity_along_a_text(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
     file = tmp_path / "t.txt"
     file.write_text("The sea was calm and the night was long. " * 40)

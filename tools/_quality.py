@@ -15,23 +15,40 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "quality"
 OURS = "restkv"
 # Of a kind of needle or a task that the full cache itself answers less often, nothing can be lost.
 ABLE = 0.5
-# File -> the commands that make its results. All go on with --resume.
+# Real texts, in the public domain: a novel, a play and the proceedings of a workshop, of the Canterbury corpus. The
+# source archive of the package brotli carries them.
+_FILES = ("alice29.txt", "asyoulik.txt", "lcet10.txt")
+TEXTS = (
+    "python3 -m pip download --no-deps --no-binary brotli --dest results brotli==1.2.1",
+    "tar xzf results/brotli-1.2.1.tar.gz -C results --strip-components 3 "
+    + " ".join(f"brotli-1.2.1/tests/testdata/{name}" for name in _FILES),
+)
+_REAL = " ".join(f"--text results/{name}" for name in _FILES)
+_FIDELITY = f"restkv-eval fidelity {_REAL} --kinds code --contexts 2048"
 # Of ReST-KV, each with one option that is not its default. The widest window comes first: its reading serves all.
 _PARTS = (
     "restkv:window=64,restkv,restkv:indicator=attention,restkv:indicator=attention-value-norm,restkv:use_wo=False,"
     "restkv:rows=mean,restkv:rows=last,restkv:pooling=none,restkv:pooling=avgpool,restkv:pooling=maxpool,"
-    "restkv:kernel=5,restkv:kernel=11,restkv:kernel=41,restkv:window=16,restkv:reduce=max,restkv:metric_mode=before"
+    "restkv:kernel=5,restkv:kernel=11,restkv:kernel=41,restkv:window=16,restkv:reduce=max,restkv:metric_mode=before,"
+    "restkv:alpha=0.1,restkv:window=64:rows=mean"
+)
+_SHARED_OUT = ",".join(
+    method + allocation
+    for method in ("restkv", "snapkv")
+    for allocation in ("", ":allocation=pyramid", ":allocation=ada")
 )
 # File -> the command that makes its results. Each goes on where it was stopped.
 COMMANDS: dict[str, str] = {
     "niah": "restkv-eval niah --contexts 2048,4096 --budgets 256,1024 --methods all",
-    "fidelity": (
-        "restkv-eval fidelity --kinds prose,code,dialogue --contexts 2048 --budgets 64,128,256,512,1024 --methods all "
-        "--seeds 0,1,2,3 --samples 1"
+    "fidelity": f"{_FIDELITY} --budgets 64,128,256,512,1024 --methods all --seeds 0,1,2 --samples 1",
+    "generated": (
+        "restkv-eval fidelity --kinds prose,code,dialogue --contexts 2048 --budgets 128,512 --methods all "
+        "--seeds 0,1,2 --samples 1"
     ),
-    "ablation": (
-        f"restkv-eval fidelity --kinds prose,code,dialogue --contexts 2048 --budgets 128,512 --methods {_PARTS} "
-        "--seeds 0,1,2,3 --samples 1"
+    "allocation": f"{_FIDELITY} --budgets 128,512 --methods {_SHARED_OUT} --seeds 0,1,2 --samples 1",
+    "ablation": f"{_FIDELITY} --budgets 128,512 --methods {_PARTS} --seeds 0,1,2 --samples 1",
+    "needle-budgets": (
+        "restkv-eval niah --kinds passkey,sentence --contexts 2048 --budgets 128,512 --methods all"
     ),
     "needle-ablation": (
         f"restkv-eval niah --kinds passkey,sentence --contexts 2048 --budgets 128 "
@@ -46,15 +63,15 @@ COMMANDS: dict[str, str] = {
         "--samples 2"
     ),
     "long": (
-        "restkv-eval fidelity --kinds prose --contexts 8192 --budgets 256,1024 --methods restkv,snapkv,streamingllm "
-        "--samples 2"
+        f"restkv-eval fidelity {_REAL} --contexts 8192 --budgets 256,1024 --methods restkv,snapkv,tova,streamingllm "
+        "--samples 1"
     ),
 }
 
 
 def commands() -> str:
-    """Every command that makes a file, and the one that makes it small."""
-    lines = []
+    """Every command that makes a file, and the one that makes it small; before them, those that fetch the texts."""
+    lines = list(TEXTS)
     for name, command in COMMANDS.items():
         lines.append(f"{command} --out results/{name} --resume")
         lines.append(f"restkv-eval report results/{name} --compact benchmarks/quality/{name}.jsonl")
@@ -135,10 +152,13 @@ def standing() -> str:
     from restkv_local.eval.summary import part_of, rows
 
     lines = []
-    for name, figure in (("fidelity", "kl"), ("niah", "log_prob")):
+    for name, label, figure in (
+        ("fidelity", "fidelity", "kl"), ("generated", "fidelity, generated texts", "kl"), ("niah", "niah", "log_prob"),
+        ("needle-budgets", "niah, pass key and sentence", "log_prob"),
+    ):  # fmt: skip
         records = load(name)
         able = _able(rows(records, by_part=True))
-        found = rows([record for record in records if name != "niah" or part_of(record) in able])
+        found = rows([record for record in records if figure == "kl" or part_of(record) in able])
         stands = standings(found, figure)
         for number, row in enumerate(found):
             if row.name != OURS or figure not in row.means:
@@ -148,7 +168,7 @@ def standing() -> str:
             difference = stands[number].difference
             lines.append(
                 (
-                    f"{name}, {title(figure)}",
+                    f"{label}, {title(figure)}",
                     f"{row.context:,}",
                     str(row.budget),
                     str(row.n),

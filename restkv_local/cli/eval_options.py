@@ -145,9 +145,24 @@ def grid_options(
     return decorate
 
 
-def kinds(*allowed: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option --kinds of a sub-command that has several of them."""
-    return click.option(
-        "--kinds", type=Listed("KIND", choice(*allowed)), default=allowed, show_default=_shown(allowed),
-        help="Which of them to measure.",
-    )  # fmt: skip
+def texts(*allowed: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options --text and --kinds of a sub-command that reads on in texts: files, kinds. Kinds are those that were
+    named; without any, and without a file, all of them."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @click.option(
+            "--text", "files", multiple=True, metavar="FILE",
+            help="A UTF-8 text to read on in. Repeatable. Built-in kinds are read too if --kinds names them.",
+        )
+        @click.option(
+            "--kinds", type=Listed("KIND", choice(*allowed)), default=None, show_default=_shown(allowed),
+            help="Which of the built-in texts to measure.",
+        )
+        @functools.wraps(function)
+        def wrapped(*args: Any, files: tuple[str, ...], kinds: tuple[str, ...] | None, **rest: Any) -> Any:
+            chosen = (() if files else allowed) if kinds is None else kinds
+            return function(*args, files=files, kinds=chosen, **rest)
+
+        return wrapped
+
+    return decorate

@@ -12,15 +12,10 @@ from ..eval.fidelity import CONTINUATION
 from ..eval.grid import Grid
 from ..eval.ppl import WINDOWS
 from ..eval.texts import KINDS, digests
-from .eval_options import CONVENTION, grid_options, kinds
+from .eval_options import CONVENTION, grid_options, texts
 from .eval_show import run_command
 from .failure import Command
 from .options import CONTEXT_SETTINGS
-
-_TEXTS = click.option(
-    "--text", "files", multiple=True, metavar="FILE",
-    help="A UTF-8 text to read instead of the built-in kinds. Repeatable.",
-)  # fmt: skip
 
 
 @click.command(
@@ -33,8 +28,7 @@ of the continuation's tokens.
 {CONVENTION}
 """,
 )  # fmt: skip
-@_TEXTS
-@kinds(*KINDS)
+@texts(*KINDS)
 @click.option(
     "--continuation", type=click.IntRange(1, 4096), default=CONTINUATION, show_default=True, metavar="TOKENS",
     help="Tokens of the text behind each context that are predicted. Each takes 4 bytes x vocabulary on disk.",
@@ -66,8 +60,7 @@ Every token is predicted from what the cache still holds. --contexts: how far a 
 {CONVENTION}
 """,
 )  # fmt: skip
-@_TEXTS
-@kinds(*KINDS)
+@texts(*KINDS)
 @click.option(
     "--windows", type=click.IntRange(1, 1000), default=WINDOWS, show_default=True,
     help="Equal stretches of the text; each has a row in the report.",

@@ -49,7 +49,7 @@ class Passage:
 def passages(
     files: Sequence[str], kinds: Sequence[str], n_tokens: int, n: int, seed: int, tokenize: Tokenize
 ) -> list[Passage]:
-    """n passages of exactly n_tokens tokens of each file or, without files, of each kind; the same seed gives the same.
+    """n passages of exactly n_tokens tokens of each file and each kind; the same seed gives the same.
 
     Raises ConfigError for a text that is too short, and DocumentError for a file that is no text.
     """
@@ -65,7 +65,7 @@ def passages(
             if tokens is None:
                 raise ConfigError(f"'{path}' has fewer than {n_tokens} tokens; choose shorter --contexts")
             found.append(Passage(f"{name}-{number}", name, tokens))
-    for kind in () if files else kinds:
+    for kind in kinds:
         found += [
             Passage(f"{kind}-{number}", kind, _built_in(kind, n_tokens, f"{kind} {seed} {number}", tokenize))
             for number in range(n)
