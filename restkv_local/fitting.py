@@ -7,9 +7,8 @@ from typing import Any
 
 from .check.devices import Device, devices
 from .device_plan import layers_that_fit, read_weights
+from .gpus import SPLIT_NONE
 from .plan import MemoryPlan
-
-_SPLIT_NONE = 0  # LLAMA_SPLIT_MODE_NONE
 
 
 def fit(path: Path, plan: MemoryPlan, gpu_layers: int, options: dict[str, Any]) -> tuple[int, str]:
@@ -37,4 +36,4 @@ def _used(gpus: list[Device], options: dict[str, Any]) -> list[Device]:
     """The GPUs that llama.cpp would share a model out to."""
     gpus = sorted(gpus, key=lambda gpu: gpu.backend != "RPC")  # llama.cpp's order: servers first
     main = options.get("main_gpu", 0)
-    return gpus[main : main + 1] if options.get("split_mode") == _SPLIT_NONE else gpus
+    return gpus[main : main + 1] if options.get("split_mode") == SPLIT_NONE else gpus

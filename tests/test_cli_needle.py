@@ -216,6 +216,26 @@ def test_reserves_and_allocations_have_rows_of_their_own(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--main-gpu 1", {"split_mode": 0, "main_gpu": 1}),
+        ("--tensor-split 3,1", {"tensor_split": [3.0, 1.0]}),
+        ("", {}),
+    ],
+)
+def test_gpus_reach_the_engines(arguments: str, expected: dict[str, object], tmp_path: Path) -> None:
+    file = tmp_path / "needle.json"
+    words = ["--context", "2048", "--depths", "2", "--gpu-layers", "9", *arguments.split(), "--json", str(file)]
+    assert _run(*words).exit_code == 0
+    common = {"kv_type": "f16", "n_threads": None, "n_gpu_layers": 9, "seed": 0}
+    assert Reads.made and all(engine.options == {**common, **expected} for engine in Reads.made)
+    settings = json.loads(file.read_text())["settings"]
+    assert (settings["main_gpu"], settings["tensor_split"]) == (
+        expected.get("main_gpu"), expected.get("tensor_split")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--methods", "restkv,best"], "'best' is not one of"),
@@ -226,6 +246,8 @@ def test_reserves_and_allocations_have_rows_of_their_own(tmp_path: Path) -> None
         (["--context", "200"], "raise --context"),
         (["--depths", "0"], "--depths"),
         (["--reserve", "0"], "--reserve"),
+        (["--main-gpu", "0", "--tensor-split", "1,1"], "give one"),
+        (["--tensor-split", "1,x"], "is not a list of shares such as 3,1"),
         (["--allocations", "fair"], "'fair' is not one of"),
         (["--json", "/nowhere/at/all.json"], "does not exist"),
     ],

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from eval_models import evaluate, lines, tiny  # noqa: F401
+from restkv_local.errors import RestkvError
 from restkv_local.eval.report import html_page, markdown
 from restkv_local.eval.report.best import standings
 from restkv_local.eval.report.charts import ticks
@@ -33,6 +34,9 @@ NIAH = ("niah", "--contexts", "1024", "--budgets", "64", "--reserve", "128", "--
         (["niah", "--contexts", "1024,x"], "'x' is not a whole number"),
         (["niah", "--seeds", "-1"], "'-1' is not a whole number"),
         (["niah", "--samples", "0"], "--samples"),
+        (["niah", "--main-gpu", "0", "--tensor-split", "1,1"], "give one"),
+        (["ppl", "--main-gpu", "16"], "--main-gpu"),
+        (["ruler", "--tensor-split", "0,0"], "one of them above 0"),
         (["niah", "--kinds", "hay"], "'hay' is not one of"),
         (["niah", "--resume"], "name it with --out"),
         (["fidelity", "--text", "/nowhere.txt"], "does not exist"),
@@ -63,6 +67,36 @@ def test_bad_options_give_one_line(
 def test_help_states_the_convention() -> None:
     for command in ("niah", "fidelity", "ppl", "report"):
         assert "group x B cells" in " ".join(evaluate(command, "--help").stdout.split())
+
+
+class Refuses:
+    """In place of an engine: keeps what it is called with, and makes none."""
+
+    def __init__(self) -> None:
+        self.options: list[dict[str, Any]] = []
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.options.append(options)
+        raise RestkvError("no engine here")
+
+
+@pytest.mark.parametrize("command", ["niah", "ruler", "infinitebench", "fidelity", "ppl"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--main-gpu 1", {"split_mode": 0, "main_gpu": 1}),
+        ("--tensor-split 3,1", {"tensor_split": [3.0, 1.0]}),
+        ("", {}),
+    ],
+)
+def test_gpus_reach_the_engine(command: str, arguments: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    refuses = Refuses()
+    words = [command, "--gpu-layers", "9", *arguments.split(), "--out", tmp_path / "out"]
+    result = evaluate(*words, engine=refuses)
+    assert result.exit_code == 1 and "no engine here" in result.stderr
+    (options,) = refuses.options
+    names = ("n_gpu_layers", "split_mode", "main_gpu", "tensor_split")
+    assert {name: options[name] for name in names if name in options} == {"n_gpu_layers": 9, **expected}
 
 
 class Stops:

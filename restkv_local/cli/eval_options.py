@@ -13,7 +13,7 @@ import click
 from ..config import CELLS_MAX, EVAL_BUDGETS, EVAL_CONTEXTS, EVAL_RESERVE, KV_TYPES, METHODS, PREFILLS, parse_budget
 from ..eval.grid import Grid
 from ..eval.variant import ALL, parse_variants
-from .options import SEED_MAX, KvType
+from .options import DEVICE_OPTIONS, SEED_MAX, KvType
 
 CONVENTION = (
     "One set of cells per KV head: a budget B per query head, as papers count it, equals group x B cells here."
@@ -110,9 +110,7 @@ def grid_options(
             help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
         ),
         click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given."),
-        click.option(
-            "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True, help="On the GPU; -1: what fits."
-        ),
+        *DEVICE_OPTIONS,
         click.option("--unverified", is_flag=True, help="Evict a family that was not checked against the reference."),
         click.option(
             "--out", type=click.Path(file_okay=False, path_type=Path), default=None, metavar="DIR",
@@ -128,8 +126,9 @@ def grid_options(
         def collected(ctx: click.Context, /, out: Path | None, **values: Any) -> Any:
             chosen = {name: values.pop(name) for name in list(values) if name in Grid.__dataclass_fields__}
             grid = Grid(variants=parse_variants(values.pop("methods")), **chosen)
+            grid.split()  # refuses what cannot be, before anything is loaded or written; so does the next
             for seed in grid.seeds:
-                grid.settings(seed)  # refuses what cannot be, before anything is loaded or written
+                grid.settings(seed)
             if out is None:
                 if values["resume"]:
                     raise click.UsageError("--resume goes on in a folder; name it with --out DIR")

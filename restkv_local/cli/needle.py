@@ -29,7 +29,17 @@ from ..eval.stats import compare
 from ..eval.variant import Variant
 from .documents import Document, user_message
 from .failure import Command
-from .options import CONTEXT_SETTINGS, SEED_MAX, Budget, EngineSettings, KvType, engine_class, json_option, write_json
+from .options import (
+    CONTEXT_SETTINGS,
+    SEED_MAX,
+    Budget,
+    EngineSettings,
+    KvType,
+    device_options,
+    engine_class,
+    json_option,
+    write_json,
+)
 from .text import sentences
 
 Engine = Any
@@ -275,9 +285,7 @@ def needle_table(result: dict[str, Any]) -> Table:
     help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given.")
-@click.option(
-    "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True, help="On the GPU; -1: what fits."
-)
+@device_options
 @click.option(
     "--seed", type=click.IntRange(0, SEED_MAX), default=0, show_default=True,
     help="Seed of the text, of the keys and of method random.",

@@ -24,10 +24,9 @@ from ..config import (
     parse_budget,
 )
 from ..errors import ConfigError
+from ..gpus import DEVICES_MAX, gpu_options
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-SPLIT_NONE = 0  # LLAMA_SPLIT_MODE_NONE: one GPU
-DEVICES_MAX = 16  # llama_max_devices()
 SEED_MAX = 2**32 - 1  # llama.cpp samplers take 32 bits
 
 
@@ -116,8 +115,10 @@ class EngineSettings:
     tensor_split: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.main_gpu is not None and self.tensor_split is not None:
-            raise click.UsageError("--main-gpu puts everything on one GPU and --tensor-split on several: give one")
+        try:
+            self.split()
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from error
 
     def evict(self, **changes: Any) -> EvictConfig:
         """The settings of the cache; raises ConfigError."""
@@ -152,9 +153,7 @@ class EngineSettings:
 
     def split(self) -> dict[str, Any]:
         """How an engine is told to share its layers out among several GPUs; nothing where that is left to llama.cpp."""
-        if self.main_gpu is not None:
-            return {"split_mode": SPLIT_NONE, "main_gpu": self.main_gpu}
-        return {} if self.tensor_split is None else {"tensor_split": list(self.tensor_split)}
+        return gpu_options(self.main_gpu, self.tensor_split)
 
     def arguments(self) -> list[str]:
         """The options that say the same to another program, all but the context and the prefill."""
@@ -199,6 +198,17 @@ def engine_class(ctx: click.Context) -> Callable[..., Any]:
     return Engine
 
 
+DEVICE_OPTIONS = (
+    click.option(
+        "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True,
+        help="Layers that run on the GPU; -1: all that fit.",
+    ),
+    click.option(
+        "--main-gpu", type=click.IntRange(0, DEVICES_MAX - 1), default=None,
+        help="Number of the one GPU to use, of several.",
+    ),
+    click.option("--tensor-split", type=Shares(), default=None, help="Shares of several GPUs, as 3,1."),
+)
 _CONTEXT = click.option(
     "--context", type=click.IntRange(2, CELLS_MAX), default=DEFAULT_CONTEXT, show_default=True, metavar="POSITIONS",
     help="Longest text, in positions (tokens).",
@@ -231,21 +241,20 @@ _SHARED = (
         help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
     ),
     click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given."),
-    click.option(
-        "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True,
-        help="Layers that run on the GPU; -1: all that fit.",
-    ),
-    click.option(
-        "--main-gpu", type=click.IntRange(0, DEVICES_MAX - 1), default=None,
-        help="Number of the one GPU to use, of several.",
-    ),
-    click.option("--tensor-split", type=Shares(), default=None, help="Shares of several GPUs, as 3,1."),
+    *DEVICE_OPTIONS,
     click.option(
         "--seed", type=click.IntRange(0, SEED_MAX), default=None,
         help="Seed of sampling and of method random, for answers that repeat.",
     ),
     click.option("--unverified", is_flag=True, help="Evict a model family that was not checked against the reference."),
 )
+
+
+def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add DEVICE_OPTIONS, as `gpu_layers`, `main_gpu` and `tensor_split`."""
+    for option in reversed(DEVICE_OPTIONS):
+        function = option(function)
+    return function
 
 
 def engine_options(

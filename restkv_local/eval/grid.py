@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DEFAULT_BATCH, EvictConfig
+from ..gpus import gpu_options
 from .variant import FULL, Variant
 
 Engine = Any
@@ -54,6 +55,8 @@ class Grid:
     gpu_layers: int
     unverified: bool
     samples: int | None = None
+    main_gpu: int | None = None
+    tensor_split: tuple[float, ...] | None = None
 
     def settings(self, seed: int) -> list[Setting]:
         """The full cache, then every variant, budget and prefill. Raises ConfigError for what cannot be."""
@@ -83,7 +86,17 @@ class Grid:
             n_threads=self.threads,
             n_gpu_layers=self.gpu_layers,
             n_batch=n_batch,
+            **self.split(),
         )
+
+    def split(self) -> dict[str, Any]:
+        """How an engine shares its layers out among several GPUs. Raises ConfigError for settings that exclude each
+        other."""
+        return gpu_options(self.main_gpu, self.tensor_split)
+
+    def devices(self) -> dict[str, Any]:
+        """The settings of the GPUs, for a line of results."""
+        return {"gpu_layers": self.gpu_layers, "main_gpu": self.main_gpu, "tensor_split": self.tensor_split}
 
 
 @dataclass(frozen=True)

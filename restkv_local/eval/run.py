@@ -145,8 +145,7 @@ def _run_setting(
         n_batch = tuned_batch(_ends(batch.cases))
     engine = grid.load(make, setting, batch.n_ctx, n_batch)
     try:
-        origin = {"device": device(), "versions": versions(), "threads": engine.n_threads}
-        origin["gpu_layers"] = grid.gpu_layers
+        origin = {"device": device(), "versions": versions(), "threads": engine.n_threads, **grid.devices()}
         reader = Reader(engine, states)
         for number, case in enumerate(cases):
             progress.step(setting.title, 0)
