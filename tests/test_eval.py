@@ -338,7 +338,7 @@ def test_a_talk_repeats_what_was_said() -> None:
 def test_texts_from_files(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("\n".join(f"line {n}" for n in range(200)))
-    (passage,) = texts.passages((str(file),), ("prose",), 100, 1, 0, _bytes)
+    (passage,) = texts.passages((str(file),), (), 100, 1, 0, _bytes)
     assert passage.kind == "a.txt" and bytes(passage.tokens.tolist()).decode() in file.read_text()
     assert list(texts.digests([str(file)])) == ["a.txt"]
     with pytest.raises(ConfigError, match="has fewer than 5000 tokens"):

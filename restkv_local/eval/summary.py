@@ -83,7 +83,8 @@ def figures(record: Record) -> dict[str, float]:
 
 
 def rows(records: Iterable[Record], *, by_part: bool = False) -> list[Row]:
-    """Rows in the order in which they were measured; the full cache first."""
+    """Tasks, lengths, prefills and methods in the order in which they were measured, but budgets by size and the full
+    cache first."""
     records = list(records)
     yardstick = {
         (sample_key(record), record["setting"].get("kv_type")): record
@@ -96,8 +97,16 @@ def rows(records: Iterable[Record], *, by_part: bool = False) -> list[Row]:
         part = part_of(record) if by_part else ""
         groups.setdefault((model, record["task"], part, record["context"], setting_key(record)), []).append(record)
     found = [_row(key, group, yardstick) for key, group in groups.items()]
-    order = {key: i for i, key in enumerate(dict.fromkeys((r.model, r.task, r.part, r.context) for r in found))}
-    return sorted(found, key=lambda row: (order[(row.model, row.task, row.part, row.context)], row.method != FULL))
+    seen: dict[Any, int] = {}
+
+    def place(row: Row) -> tuple[Any, ...]:
+        keys = ((row.model, row.task, row.part, row.context), ("prefill", row.prefill), ("name", row.name))
+        task, prefill, name = (seen.setdefault(key, len(seen)) for key in keys)
+        budget = (isinstance(row.budget, str), row.budget or 0)  # sizes such as 512MB behind numbers of cells
+        return (task, row.method != FULL, prefill, budget, name)
+
+    places = [place(row) for row in found]
+    return [row for _, row in sorted(zip(places, found, strict=True), key=lambda pair: pair[0])]
 
 
 def _row(key: tuple[Any, ...], group: Sequence[Record], yardstick: dict[tuple[str, Any], Record]) -> Row:
