@@ -12,13 +12,6 @@ struct restkv_graph::tile {
     uint32_t n_rows;
 };
 
-struct restkv_graph::outputs {
-    ggml_tensor *              abar   = nullptr;  // [n_cols, g, T]
-    ggml_tensor *              values = nullptr;  // [d_v, 2 g, T]: others, dominant
-    std::vector<ggml_tensor *> distances;         // [cells, g, T] in the order of the cells, squared
-    std::vector<ggml_tensor *> drift;             // [4, rows, g, T] in the order of the rows
-};
-
 class restkv_graph_builder {
 public:
     restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx, const restkv_graph_layer & layer,
@@ -30,8 +23,7 @@ public:
     static size_t nodes(const restkv_graph & graph, const restkv_graph_layer & layer, const restkv_graph_cells & cells,
                         const restkv_graph::tile & tile);
 
-    ggml_cgraph *         gf;
-    restkv_graph::outputs out;
+    ggml_cgraph * gf;
 
 private:
     ggml_tensor * queries(uint32_t from, uint32_t n) const;                                   // [d_k, n g, T]
@@ -41,13 +33,14 @@ private:
     ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;   // [n_cols, 1, g, T]
     ggml_tensor * drift(ggml_tensor * a) const;                // [4, rows, g, T]
     void          distances(ggml_tensor * abar);
-    void          give(ggml_tensor * t);
+    void          give(ggml_tensor * t, size_t at, size_t stride);
 
     const restkv_graph &       graph;
     ggml_context * const       ctx;
     const restkv_graph_layer & layer;
     const restkv_graph_cells & cells;
     const restkv_graph::tile   tile;
+    const restkv_graph::layout at;
     const uint32_t             g;
     const uint32_t             T;
 };

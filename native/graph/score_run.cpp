@@ -99,7 +99,7 @@ restkv_score_run::restkv_score_run(const restkv_score_args & args, ggml_backend_
 }
 
 void restkv_score_run::attend() {
-    graph->score(rows.layer, cells, scores);
+    scores = graph->score(rows.layer, cells);
 }
 
 void restkv_score_run::choose(const restkv_score_out & out) {
@@ -131,4 +131,5 @@ void restkv_score_run::move(const int32_t * indices) {
         std::iota(row + n_keep, row + n_kept, (int32_t) n_past);
     }
     graph->move(rows.layer, kept.data(), n_kept);
+    graph->wait();
 }

@@ -30,13 +30,13 @@ restkv_graph_kind restkv_graph_kind_of(const restkv_params & params) {
 
 void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params, uint32_t h, uint32_t d_v,
                       const float * wo, float * raw) {
-    const float *  abar = scores.abar.data() + (size_t) h * scores.n_cols;
+    const float *  abar = scores.abar + (size_t) h * scores.n_cols;
     const uint32_t n    = scores.n_past;
-    if (scores.distance2.empty()) {
+    if (!scores.distance2) {
         std::copy(abar, abar + n, raw);
         return;
     }
-    const float * d2 = scores.distance2.data() + (size_t) h * n;
+    const float * d2 = scores.distance2 + (size_t) h * n;
     for (uint32_t j = 0; j < n; ++j) {
         raw[j] = abar[j] / (1.0f - abar[j]) * restkv_distance_power(std::sqrt(d2[j]), params);
     }
@@ -65,7 +65,7 @@ double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h) {
     const uint32_t n_half   = scores.n_rows / 2;
     double         means[2] = { 0.0, 0.0 };
     for (uint32_t i = 0; i < scores.n_rows; ++i) {
-        const float * row     = scores.drift.data() + ((size_t) h * scores.n_rows + i) * 4;
+        const float * row     = scores.drift + ((size_t) h * scores.n_rows + i) * 4;
         const double  n_above = row[0], sum_above = row[1];
         const double  n_between = row[2] - n_above;
         const double  share     = n_between > 0.0 ? std::clamp((scores.n_drift - n_above) / n_between, 0.0, 1.0) : 0.0;
