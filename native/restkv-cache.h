@@ -22,6 +22,7 @@
 #include "llama.h"
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -206,9 +207,13 @@ private:
     void evict_as_graphs(const std::vector<uint32_t> & members, const struct evict_plan & plan,
                          const std::vector<layer_data> & data, std::vector<restkv_scratch> & scratch,
                          std::vector<layer_kept> & out, restkv_event & event) const;
-    void choose_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan, const int32_t * pos,
-                     bool drifts, const restkv_graph_scores & scores, restkv_scratch & scratch, int32_t * kept,
-                     struct layer_kept & out) const;
+    void choose_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                     const layer_data & data, const int32_t * pos, bool drifts, const restkv_graph_scores & scores,
+                     restkv_scratch & scratch) const;
+    void choose_one_set(const layer_state & layer, uint32_t n_past, restkv_scratch & scratch,
+                        const std::function<void(uint32_t)> & score_of) const;
+    void keep_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan, const layer_data & data,
+                   const int32_t * pos, const restkv_scratch & scratch, int32_t * kept, struct layer_kept & out) const;
     std::vector<int32_t> positions(const layer_state & layer, const struct evict_plan & plan) const;
 
     llama_kv_cache &             kv;

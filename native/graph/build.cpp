@@ -5,22 +5,17 @@
 // Halvings of the interval in which the drift's threshold lies.
 static constexpr int ROUNDS = 22;
 
-// Cells per pass, of n, when each takes `width` floats.
-static uint32_t panel(size_t tile_floats, size_t width, uint32_t n) {
-    return (uint32_t) std::clamp<size_t>(tile_floats / width, 1, std::max(n, 1u));
-}
-
 size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_graph_layer & layer,
                                    const restkv_graph_cells & cells, const restkv_graph::tile & tile) {
     const auto     passes = [](size_t n, size_t step) { return (n + step - 1) / step; };
     const size_t   floats = graph.most.tile_floats;
     const size_t   width  = (size_t) layer.d_v * (layer.n_head / layer.n_head_kv) * tile.n_heads;
     const uint32_t N      = cells.n_cells;
-    const size_t   keys   = passes(N, panel(floats, (size_t) layer.d_k * tile.n_heads, N)) + 2;
-    const size_t   values = passes(N, panel(floats, width, N));
+    const size_t   keys   = passes(N, restkv_graph_panel(floats, (size_t) layer.d_k * tile.n_heads, N)) + 2;
+    const size_t   values = passes(N, restkv_graph_panel(floats, width, N));
     const size_t   blocks = passes(cells.n_rows, tile.n_rows);
     const size_t   drift  = cells.drift_top > 0 ? ROUNDS * 14 + 32 : 0;
-    return blocks * (10 * keys + drift + 64) + 24 * values + 64;
+    return blocks * (10 * keys + drift + 64) + 24 * values + 32 * keys + 64;
 }
 
 restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx,
@@ -35,6 +30,20 @@ restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_cont
     at(graph.layout_of(layer, cells)),
     g(layer.n_head / layer.n_head_kv),
     T(tile.n_heads) {
+    if (restkv_graph_attends(graph.kind)) {
+        attend();
+    }
+    if (graph.kind == RESTKV_GRAPH_ATTENTION_V) {
+        lengths(layer.v, layer.d_v);
+    } else if (graph.kind == RESTKV_GRAPH_LENGTHS || graph.kind == RESTKV_GRAPH_ANGLES) {
+        lengths(layer.k, layer.d_k);
+    }
+    if (graph.kind == RESTKV_GRAPH_ANGLES) {
+        angles();
+    }
+}
+
+void restkv_graph_builder::attend() {
     ggml_tensor * abar = nullptr;
     for (uint32_t from = 0; from < cells.n_rows; from += tile.n_rows) {
         const uint32_t n = std::min(tile.n_rows, cells.n_rows - from);
@@ -108,7 +117,7 @@ ggml_tensor * restkv_graph_builder::attention(uint32_t from, uint32_t n) const {
         ggml_build_forward_expand(gf, z);
         parts.push_back(z);
     };
-    const uint32_t step = panel(graph.most.tile_floats, (size_t) layer.d_k * T, n_open);
+    const uint32_t step = restkv_graph_panel(graph.most.tile_floats, (size_t) layer.d_k * T, n_open);
     for (uint32_t j = 0; j < n_open; j += step) {
         add(j, std::min(step, n_open - j), false);
     }
@@ -158,7 +167,7 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
     w                     = ggml_concat(ctx, ggml_sub(ctx, w, top), top, 1);  // [L, 2 g, T]
 
     ggml_tensor *  values = nullptr;                                          // [d, 2 g, T]: others, dominant
-    const uint32_t step   = panel(graph.most.tile_floats, (size_t) d * g * T, L);
+    const uint32_t step   = restkv_graph_panel(graph.most.tile_floats, (size_t) d * g * T, L);
     for (uint32_t j = 0; j < L; j += step) {
         const uint32_t n = std::min(step, L - j);
         ggml_tensor *  v = ggml_cont(ctx, ggml_transpose(ctx, rows_of(layer.v, d, j, n)));  // [n, d, T]

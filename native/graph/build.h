@@ -5,12 +5,19 @@
 
 #include "graph.h"
 
+#include <algorithm>
+
 // KV heads [head, head + n_heads), rows of the window n_rows at a time.
 struct restkv_graph::tile {
     uint32_t head;
     uint32_t n_heads;
     uint32_t n_rows;
 };
+
+// Cells per pass, of n, when each takes `width` floats.
+inline uint32_t restkv_graph_panel(size_t tile_floats, size_t width, uint32_t n) {
+    return (uint32_t) std::clamp<size_t>(tile_floats / width, 1, std::max(n, 1u));
+}
 
 class restkv_graph_builder {
 public:
@@ -32,8 +39,14 @@ private:
     ggml_tensor * attention(uint32_t from, uint32_t n) const;  // [n_cols, n, g, T], rows from ..
     ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;   // [n_cols, 1, g, T]
     ggml_tensor * drift(ggml_tensor * a) const;                // [4, rows, g, T]
+    void          attend();
     void          distances(ggml_tensor * abar);
     void          give(ggml_tensor * t, size_t at, size_t stride);
+
+    // keys.cpp
+    void lengths(ggml_tensor * cache, uint32_t d);
+    void angles();
+    void give_kv(ggml_tensor * t, size_t at, size_t stride);
 
     const restkv_graph &       graph;
     ggml_context * const       ctx;

@@ -90,8 +90,8 @@ std::string restkv_cache::init_graph(ggml_backend_buffer_type_t buft, const std:
         shapes.push_back(graph_layer(layers[l]));
     }
     restkv_graph::sizes most = { kv.get_size(), params.window, params.budget, 0 };
-    if (!method->uses_queries) {
-        most.n_rows = 1;  // no window of queries: only rows move
+    if (!restkv_graph_attends(restkv_graph_kind_of(params))) {
+        most.n_rows = 1;  // no queries
     }
     auto graph = std::make_unique<restkv_graph>(device, buft, params, most, shapes);
 

@@ -39,9 +39,11 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
     for (const restkv_graph_layer & layer : layers) {
         n_head      = std::max(n_head, layer.n_head);
         n_head_kv   = std::max(n_head_kv, layer.n_head_kv);
+        largest.d_k = std::max(largest.d_k, layer.d_k);
         largest.d_v = std::max(largest.d_v, layer.d_v);
     }
-    largest.n_head = n_head;
+    largest.n_head    = n_head;
+    largest.n_head_kv = n_head_kv;
     restkv_graph_cells whole;
     whole.n_cells = whole.n_past = most.n_cells;
     whole.n_rows                 = most.n_rows;
@@ -79,19 +81,26 @@ ggml_context_ptr restkv_graph::new_context() const {
 restkv_graph::tile restkv_graph::tile_of(const restkv_graph_layer & layer, uint32_t n_cols, uint32_t n_rows) const {
     const size_t row = (size_t) n_cols * (layer.n_head / layer.n_head_kv);
     tile         t   = {};
+    n_rows           = std::max(n_rows, 1u);  // none where keys alone are looked at
     t.n_heads        = (uint32_t) std::clamp<size_t>(most.tile_floats / (row * n_rows), 1, layer.n_head_kv);
     t.n_rows         = t.n_heads > 1 ? n_rows : (uint32_t) std::clamp<size_t>(most.tile_floats / row, 1, n_rows);
     return t;
 }
 
 restkv_graph::layout restkv_graph::layout_of(const restkv_graph_layer & layer, const restkv_graph_cells & cells) const {
-    const bool   with_output = kind == RESTKV_GRAPH_OUTPUT;
-    const size_t n           = layer.n_head;
-    layout       at          = {};
-    at.distances             = at.abar + n * (cells.n_cells + (layer.sinks ? 1 : 0));
-    at.values                = at.distances + (with_output ? n * cells.n_past : 0);
-    at.drift                 = at.values + (with_output ? 2 * n * layer.d_v : 0);
-    at.total                 = at.drift + (cells.drift_top > 0 ? n * cells.n_rows * 4 : 0);
+    const bool   with_output  = kind == RESTKV_GRAPH_OUTPUT;
+    const bool   with_angles  = kind == RESTKV_GRAPH_ANGLES;
+    const bool   with_lengths = with_angles || kind == RESTKV_GRAPH_LENGTHS || kind == RESTKV_GRAPH_ATTENTION_V;
+    const size_t n            = layer.n_head;
+    const size_t n_kv         = layer.n_head_kv;
+    layout       at           = {};
+    at.distances              = restkv_graph_attends(kind) ? n * (cells.n_cells + (layer.sinks ? 1 : 0)) : 0;
+    at.values                 = at.distances + (with_output ? n * cells.n_past : 0);
+    at.lengths                = at.values + (with_output ? 2 * n * layer.d_v : 0);
+    at.dots                   = at.lengths + (with_lengths ? n_kv * cells.n_past : 0);
+    at.sum                    = at.dots + (with_angles ? n_kv * cells.n_past : 0);
+    at.drift                  = at.sum + (with_angles ? n_kv * layer.d_k : 0);
+    at.total                  = at.drift + (cells.drift_top > 0 ? n * cells.n_rows * 4 : 0);
     return at;
 }
 

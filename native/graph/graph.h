@@ -19,13 +19,24 @@
 
 // Which part of a method has a graph.
 enum restkv_graph_kind {
-    RESTKV_GRAPH_NONE,       // none: another way must be taken
-    RESTKV_GRAPH_MOVES,      // scores need positions alone; the rows move on the device
-    RESTKV_GRAPH_ATTENTION,  // attention of the window
-    RESTKV_GRAPH_OUTPUT,     // and each cell's distance to the output
+    RESTKV_GRAPH_NONE,         // none: another way must be taken
+    RESTKV_GRAPH_MOVES,        // scores need nothing of the cells; the rows move on the device
+    RESTKV_GRAPH_LENGTHS,      // lengths of the keys
+    RESTKV_GRAPH_ANGLES,       // and each key's product with the mean of all unit keys
+    RESTKV_GRAPH_ATTENTION,    // attention of the window
+    RESTKV_GRAPH_ATTENTION_V,  // and lengths of the values
+    RESTKV_GRAPH_OUTPUT,       // attention of the window, and each cell's distance to the output
 };
 
 restkv_graph_kind restkv_graph_kind_of(const restkv_params & params);
+
+// Whether queries of the window are needed.
+inline bool restkv_graph_attends(restkv_graph_kind kind) {
+    return kind >= RESTKV_GRAPH_ATTENTION;
+}
+
+// Weights of the rows of the window, or none: a plain sum.
+std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n_rows);
 
 // One layer's cache, all tensors in the same buffer type. Row of k: [n_head_kv][d_k]; of v: [n_head_kv][d_v].
 struct restkv_graph_layer {
@@ -69,6 +80,9 @@ struct restkv_graph_scores {
     const float * distance2 = nullptr;  // [n_head][n_past] squared distance to the output, or null
     const float * others    = nullptr;  // [n_head][d_v] weighted sum of the values, cells above DOMINANT left out
     const float * dominant  = nullptr;  // [n_head][d_v] the weighted value of that cell
+    const float * lengths2  = nullptr;  // [n_head_kv][n_past] squared lengths of keys or values, or null
+    const float * dots      = nullptr;  // [n_head_kv][n_past] keys times the sum of all unit keys, or null
+    const float * sum       = nullptr;  // [n_head_kv][d_k] that sum
     const float * drift     = nullptr;  // [n_head][n_rows][4] see restkv_graph_drift(), or null
 };
 
@@ -77,8 +91,8 @@ struct restkv_graph_scores {
 constexpr float RESTKV_GRAPH_DOMINANT = 0.75f;
 
 // Raw scores of query head h, n_past of them. wo: its factor on the host, or null.
-void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params, uint32_t h, uint32_t d_v,
-                      const float * wo, float * raw);
+void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params,
+                      const restkv_graph_layer & layer, uint32_t h, const float * wo, float * raw);
 
 // The drift t of query head h, in positions.
 double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h);
@@ -141,7 +155,7 @@ private:
 
     // Where a layer's results lie, in floats.
     struct layout {
-        size_t abar, distances, values, drift, total;  // values: others of all heads, then dominant
+        size_t abar, distances, values, lengths, dots, sum, drift, total;  // values: others of all heads, then dominant
     };
 
     // On the host, what one layer under way needs until it is finished.

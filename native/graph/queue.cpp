@@ -116,8 +116,11 @@ void restkv_graph::settle(const ggml_cgraph * gf) {
 }
 
 void restkv_graph::start(const restkv_graph_cells & cells) {
-    const uint32_t n_tail = cells.n_cells - (uint32_t) cells.n_visible[0];
     wait();
+    if (!restkv_graph_attends(kind)) {
+        return;
+    }
+    const uint32_t n_tail = cells.n_cells - (uint32_t) cells.n_visible[0];
     std::copy_n(cells.row_slots, cells.n_rows, host_slots);
     put(slots, host_slots, cells.n_rows * sizeof(int32_t));
     if (cells.weights) {
@@ -166,11 +169,20 @@ void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_ce
     to.scores.n_past  = cells.n_past;
     to.scores.n_rows  = cells.n_rows;
     to.scores.n_drift = cells.drift_top;
-    to.scores.abar    = to.results + at.abar;
+    if (restkv_graph_attends(kind)) {
+        to.scores.abar = to.results + at.abar;
+    }
     if (kind == RESTKV_GRAPH_OUTPUT) {
         to.scores.distance2 = to.results + at.distances;
         to.scores.others    = to.results + at.values;
         to.scores.dominant  = to.scores.others + (size_t) layer.n_head * layer.d_v;
+    }
+    if (at.dots > at.lengths) {
+        to.scores.lengths2 = to.results + at.lengths;
+    }
+    if (at.sum > at.dots) {
+        to.scores.dots = to.results + at.dots;
+        to.scores.sum  = to.results + at.sum;
     }
     to.scores.drift = cells.drift_top > 0 ? to.results + at.drift : nullptr;
     to.n_results    = at.total;
