@@ -119,7 +119,6 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     const uint32_t       n_rows    = std::max<uint32_t>((uint32_t) plan.row_pos.size(), 1);
     std::vector<uint8_t> copy(n_copy);
 
-    restkv_graph_scores scores;
     for (uint32_t t = 0; t < n_threads; ++t) {
         scratch.emplace_back(plan.n_end, group, d_k, d_v, n_rows);
     }
@@ -141,9 +140,8 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         evict_heads(layers[l], plan, data[l], scratch, n_threads, kept[l]);
     }
 
-    for (const uint32_t l : as_graph) {
-        evict_as_graph(layers[l], plan, data[l].sinks.empty() ? nullptr : data[l].sinks.data(), scratch, kept[l],
-                       scores, event);
+    if (!as_graph.empty()) {
+        evict_as_graphs(as_graph, plan, data, scratch, kept, event);
     }
     for (const uint32_t l : copied) {
         const layer_state & layer = layers[l];

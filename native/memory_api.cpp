@@ -36,6 +36,7 @@ void restkv_cache::add_memory(std::map<std::string, restkv_memory> & by_device) 
         restkv_memory & m = by_device[owner_of(graph->buffer_type())];
         m.bytes_wo += graph->factor_bytes();
         m.bytes_graph += graph->bytes() - graph->factor_bytes();
+        by_device["CPU"].bytes_graph += graph->host_bytes();
     }
 }
 

@@ -22,6 +22,7 @@
 #include "llama.h"
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -35,6 +36,8 @@ class restkv_shared_input;
 struct llama_context;
 struct llama_memory_context_i;
 struct llm_graph_context;
+struct layer_data;
+struct layer_kept;
 
 // What the next context of this thread gets; see restkv_arm().
 struct restkv_armed {
@@ -193,16 +196,25 @@ private:
     void init_wo();
 
     // graph/evict.cpp
-    void                 init_graphs();
-    std::string          init_graph(ggml_backend_buffer_type_t buft, const std::vector<uint32_t> & members);
-    restkv_graph_layer   graph_layer(const layer_state & layer) const;
-    void                 bind_graphs(llama_context * lctx);
-    std::string          graph_devices() const;
-    size_t               graph_bytes() const;
+    void               init_graphs();
+    std::string        init_graph(ggml_backend_buffer_type_t buft, const std::vector<uint32_t> & members);
+    restkv_graph_layer graph_layer(const layer_state & layer) const;
+    void               bind_graphs(llama_context * lctx);
+    std::string        graph_devices() const;
+    size_t             graph_bytes() const;
+
+    // graph/pipeline.cpp
+    void evict_as_graphs(const std::vector<uint32_t> & members, const struct evict_plan & plan,
+                         const std::vector<layer_data> & data, std::vector<restkv_scratch> & scratch,
+                         std::vector<layer_kept> & out, restkv_event & event) const;
+    void choose_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                     const layer_data & data, const int32_t * pos, bool drifts, const restkv_graph_scores & scores,
+                     restkv_scratch & scratch) const;
+    void choose_one_set(const layer_state & layer, uint32_t n_past, restkv_scratch & scratch,
+                        const std::function<void(uint32_t)> & score_of) const;
+    void keep_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan, const layer_data & data,
+                   const int32_t * pos, const restkv_scratch & scratch, int32_t * kept, struct layer_kept & out) const;
     std::vector<int32_t> positions(const layer_state & layer, const struct evict_plan & plan) const;
-    void evict_as_graph(const layer_state & layer, const struct evict_plan & plan, const float * sinks,
-                        std::vector<restkv_scratch> & scratch, struct layer_kept & out, restkv_graph_scores & scores,
-                        restkv_event & event) const;
 
     llama_kv_cache &             kv;
     const restkv_armed           armed;

@@ -188,7 +188,7 @@ typedef struct restkv_stats {
     uint64_t bytes_wo;                   // matrices made from W_o
     uint64_t bytes_sums;                 // attention added up per layer, KV head and cell (method h2o)
     uint64_t bytes_scratch;
-    uint64_t bytes_graph;                // on devices: inputs, factors and work memory of the graphs
+    uint64_t bytes_graph;                // inputs, results, factors and work memory of the graphs, on devices and host
     uint32_t n_layer_graph;              // evicting layers whose stages run as graphs
     uint32_t n_layer_host;               // whose cells are copied to the host
     char     devices[RESTKV_NAME_MAX];   // that run the graphs, as ggml names them: "CUDA0,CUDA1"
@@ -199,6 +199,9 @@ typedef struct restkv_stats {
 
 RESTKV_API restkv_status restkv_get_stats(struct llama_context * ctx, restkv_stats * out);
 
+// Times are per stage: of all threads, divided by their number. Layers that run as graphs overlap: of these us_attend and
+// us_compact are what the caller's thread spends on handing work to the device and waiting for it; while the device works
+// behind score, smooth and select, only those count.
 typedef struct restkv_event {
     uint64_t id;             // 0, 1, 2, ...
     int32_t  pos_next;       // position of the next token when it happened, guide excluded
@@ -212,7 +215,7 @@ typedef struct restkv_event {
     uint32_t n_threads;
     uint64_t bytes_moved;    // K and V
     uint64_t us_total;       // wall time
-    uint64_t us_attend;      // per stage: time of all threads divided by their number
+    uint64_t us_attend;
     uint64_t us_score;
     uint64_t us_smooth;
     uint64_t us_select;
@@ -237,7 +240,7 @@ typedef struct restkv_memory {
     uint64_t bytes_ring;
     uint64_t bytes_wo;                 // factors of W_o; the host keeps its copy beside those of the graphs
     uint64_t bytes_table;              // positions, and the votes of method h2o
-    uint64_t bytes_graph;              // inputs and work memory of the graphs
+    uint64_t bytes_graph;              // inputs, results and work memory of the graphs
     uint64_t bytes_compute;            // work buffers of llama.cpp
     uint64_t memory_free;              // of the device, now; 0: not known
     uint64_t memory_total;

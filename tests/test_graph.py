@@ -35,7 +35,8 @@ BUDGET, CAPACITY, CHUNK = 160, 384, 96
 SCORED = [
     case
     for case in CASES
-    if case["params"]["method"] in ("restkv", "snapkv") and case["params"].get("metric_mode") != "before"
+    if case["params"]["method"] in ("restkv", "snapkv", "keydiff", "knorm")
+    and case["params"].get("metric_mode") != "before"
 ]
 # Each with another attention: plain, norms of queries and keys, soft-cap, sliding window, one matrix for all, sinks.
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-oss")
@@ -131,27 +132,25 @@ def test_positions_with_gaps(device: str) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
+@each_device
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "h2o"},
-        {"method": "tova"},
-        {"method": "keydiff"},
-        {"method": "knorm"},
-        {"indicator": "attention"},
-        {"indicator": "attention-value-norm"},
+        {"method": "keydiff"}, {"method": "knorm"}, {"indicator": "attention"}, {"indicator": "attention-value-norm"},
         {"rows": "last"},
     ],
     ids=str,
-)
-@each_device
-def test_methods_and_options_without_a_graph(changes: dict[str, object], device: str, tmp_path: Path) -> None:
-    path = models.write_random(tmp_path / "model.gguf", "llama", seed=5)
-    config = EvictConfig(stages="graph").with_(**changes)
-    with Evicting(path, BUDGET, CAPACITY, config, device=device) as context:
-        assert context.stats.n_layer_graph == 0
-        assert context.stats.n_layer_host == (0 if device == "CPU" else context.stats.n_layer)
-        assert context.stats.reason == f"method {config.method} with these settings has no graph".encode()
+)  # fmt: skip
+@pytest.mark.parametrize("floats", [0, 4000])
+def test_scores_of_other_methods(changes: dict[str, Any], floats: int, device: str) -> None:
+    data = random_arrays(11, heads=6, kv_heads=3, n=260, d=32, window=16)
+    params = {"method": "restkv", "budget": 90, "window": 16, "reduce": "mean", **changes}
+    inputs = prepare(data["q_win"], data["k"], data["v"], data["wo"], None, None, params)
+    fused, graph = kernels.run_stages(inputs, 1), kernels.run_stages(inputs, 1, device, floats)
+    error = error_of({}, device)
+    # a cosine near 0 has digits that cancel
+    np.testing.assert_allclose(graph[0], fused[0], rtol=error, atol=error if params["method"] == "keydiff" else 0)
+    assert_most_equal(list(graph[2]), list(fused[2]))
 
 
 def test_what_has_no_graph_is_refused() -> None:
@@ -256,6 +255,13 @@ def test_every_family(family: str, device: str, tmp_path: Path) -> None:
         {"use_wo": False, "pooling": "maxpool", "kernel": 7},
         {"use_ema": False, "pooling": "none", "reduce": "max"},
         {"tau": 0.5, "alpha": None, "window": 16},
+        {"rows": "last"},
+        {"indicator": "attention"},
+        {"indicator": "attention-value-norm"},
+        {"method": "tova"},
+        {"method": "h2o"},
+        {"method": "keydiff"},
+        {"method": "knorm"},
     ],
     ids=str,
 )

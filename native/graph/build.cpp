@@ -5,22 +5,17 @@
 // Halvings of the interval in which the drift's threshold lies.
 static constexpr int ROUNDS = 22;
 
-// Cells per pass, of n, when each takes `width` floats.
-static uint32_t panel(size_t tile_floats, size_t width, uint32_t n) {
-    return (uint32_t) std::clamp<size_t>(tile_floats / width, 1, std::max(n, 1u));
-}
-
 size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_graph_layer & layer,
                                    const restkv_graph_cells & cells, const restkv_graph::tile & tile) {
     const auto     passes = [](size_t n, size_t step) { return (n + step - 1) / step; };
     const size_t   floats = graph.most.tile_floats;
     const size_t   width  = (size_t) layer.d_v * (layer.n_head / layer.n_head_kv) * tile.n_heads;
     const uint32_t N      = cells.n_cells;
-    const size_t   keys   = passes(N, panel(floats, (size_t) layer.d_k * tile.n_heads, N)) + 2;
-    const size_t   values = passes(N, panel(floats, width, N));
+    const size_t   keys   = passes(N, restkv_graph_panel(floats, (size_t) layer.d_k * tile.n_heads, N)) + 2;
+    const size_t   values = passes(N, restkv_graph_panel(floats, width, N));
     const size_t   blocks = passes(cells.n_rows, tile.n_rows);
     const size_t   drift  = cells.drift_top > 0 ? ROUNDS * 14 + 32 : 0;
-    return blocks * (10 * keys + drift + 64) + 20 * values + 64;
+    return blocks * (10 * keys + drift + 64) + 24 * values + 32 * keys + 64;
 }
 
 restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx,
@@ -32,15 +27,29 @@ restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_cont
     layer(layer),
     cells(cells),
     tile(tile),
+    at(graph.layout_of(layer, cells)),
     g(layer.n_head / layer.n_head_kv),
     T(tile.n_heads) {
+    if (restkv_graph_attends(graph.kind)) {
+        attend();
+    }
+    if (graph.kind == RESTKV_GRAPH_ATTENTION_V) {
+        lengths(layer.v, layer.d_v);
+    } else if (graph.kind == RESTKV_GRAPH_LENGTHS || graph.kind == RESTKV_GRAPH_ANGLES) {
+        lengths(layer.k, layer.d_k);
+    }
+    if (graph.kind == RESTKV_GRAPH_ANGLES) {
+        angles();
+    }
+}
+
+void restkv_graph_builder::attend() {
     ggml_tensor * abar = nullptr;
     for (uint32_t from = 0; from < cells.n_rows; from += tile.n_rows) {
         const uint32_t n = std::min(tile.n_rows, cells.n_rows - from);
         ggml_tensor *  a = attention(from, n);
         if (cells.drift_top > 0) {
-            out.drift.push_back(drift(a));
-            give(out.drift.back());
+            give(drift(a), at.drift + (size_t) from * 4, (size_t) cells.n_rows * 4);
         }
         if (cells.weights) {
             ggml_tensor * e = ggml_view_2d(ctx, graph.weights, 1, n, sizeof(float), from * sizeof(float));
@@ -50,17 +59,20 @@ restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_cont
         abar = abar ? ggml_add(ctx, abar, a) : a;
         ggml_build_forward_expand(gf, abar);
     }
-    out.abar = ggml_reshape_3d(ctx, abar, abar->ne[0], g, T);
-    give(out.abar);
+    give(abar, at.abar, abar->ne[0]);
     if (graph.kind == RESTKV_GRAPH_OUTPUT) {
-        distances(out.abar);
+        distances(ggml_reshape_3d(ctx, abar, abar->ne[0], g, T));
     }
 }
 
-void restkv_graph_builder::give(ggml_tensor * t) {
-    ggml_set_output(t->view_src ? t->view_src : t);
-    ggml_set_output(t);
-    ggml_build_forward_expand(gf, t);
+// t [.., n, g, T] to its place among the layer's results: `at`, and `stride` floats from query head to query head. One
+// read of the host then brings all tiles and pieces of a layer.
+void restkv_graph_builder::give(ggml_tensor * t, size_t at, size_t stride) {
+    constexpr size_t F    = sizeof(float);
+    const size_t     head = stride * F;
+    const size_t     from = at * F + head * tile.head * g;
+    ggml_tensor * to = ggml_view_4d(ctx, graph.results, t->ne[0], t->ne[1], g, T, t->ne[0] * F, head, g * head, from);
+    ggml_build_forward_expand(gf, ggml_cpy(ctx, t, to));
 }
 
 // Full precision wherever a backend has a choice.
@@ -105,7 +117,7 @@ ggml_tensor * restkv_graph_builder::attention(uint32_t from, uint32_t n) const {
         ggml_build_forward_expand(gf, z);
         parts.push_back(z);
     };
-    const uint32_t step = panel(graph.most.tile_floats, (size_t) layer.d_k * T, n_open);
+    const uint32_t step = restkv_graph_panel(graph.most.tile_floats, (size_t) layer.d_k * T, n_open);
     for (uint32_t j = 0; j < n_open; j += step) {
         add(j, std::min(step, n_open - j), false);
     }
@@ -154,23 +166,27 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
     ggml_tensor * top     = ggml_mul(ctx, w, is_top);
     w                     = ggml_concat(ctx, ggml_sub(ctx, w, top), top, 1);  // [L, 2 g, T]
 
-    const uint32_t step = panel(graph.most.tile_floats, (size_t) d * g * T, L);
+    ggml_tensor *  values = nullptr;                                          // [d, 2 g, T]: others, dominant
+    const uint32_t step   = restkv_graph_panel(graph.most.tile_floats, (size_t) d * g * T, L);
     for (uint32_t j = 0; j < L; j += step) {
         const uint32_t n = std::min(step, L - j);
         ggml_tensor *  v = ggml_cont(ctx, ggml_transpose(ctx, rows_of(layer.v, d, j, n)));  // [n, d, T]
         ggml_tensor *  part =
             n == L ? w : ggml_cont(ctx, ggml_view_3d(ctx, w, n, 2 * g, T, w->nb[1], w->nb[2], j * w->nb[0]));
         ggml_tensor * sum = product(v, part);  // [d, 2 g, T]
-        out.values        = out.values ? ggml_add(ctx, out.values, sum) : sum;
-        ggml_build_forward_expand(gf, out.values);
+        values            = values ? ggml_add(ctx, values, sum) : sum;
+        ggml_build_forward_expand(gf, values);
     }
-    give(out.values);
-
     const auto half = [&](uint32_t i) {
-        ggml_tensor * x = out.values;
-        return ggml_cont(ctx, ggml_view_3d(ctx, x, d, g, T, x->nb[1], x->nb[2], i * g * x->nb[1]));
+        ggml_tensor * x = ggml_view_3d(ctx, values, d, g, T, values->nb[1], values->nb[2], i * g * values->nb[1]);
+        return ggml_reshape_4d(ctx, ggml_cont(ctx, x), d, 1, g, T);
     };
-    ggml_tensor * o = ggml_reshape_4d(ctx, ggml_add(ctx, half(0), half(1)), d, 1, g, T);
+    ggml_tensor * others   = half(0);
+    ggml_tensor * dominant = half(1);
+    give(others, at.values, d);
+    give(dominant, at.values + (size_t) layer.n_head * d, d);
+
+    ggml_tensor * o = ggml_add(ctx, others, dominant);
     ggml_tensor * R = nullptr;
     if (layer.wo) {
         const size_t head = layer.wo->nb[2];
@@ -182,8 +198,7 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
         x                = ggml_sub(ctx, g > 1 ? ggml_repeat_4d(ctx, x, d, n, g, T) : x, o);
         x                = R ? product(R, x) : x;
         x                = ggml_sum_rows(ctx, ggml_sqr(ctx, x));  // [1, n, g, T]
-        out.distances.push_back(ggml_reshape_3d(ctx, x, n, g, T));
-        give(out.distances.back());
+        give(ggml_reshape_4d(ctx, x, n, 1, g, T), at.distances + j, L);
     }
 }
 

@@ -5,6 +5,8 @@
 
 #include "graph.h"
 
+#include <algorithm>
+
 // KV heads [head, head + n_heads), rows of the window n_rows at a time.
 struct restkv_graph::tile {
     uint32_t head;
@@ -12,12 +14,10 @@ struct restkv_graph::tile {
     uint32_t n_rows;
 };
 
-struct restkv_graph::outputs {
-    ggml_tensor *              abar   = nullptr;  // [n_cols, g, T]
-    ggml_tensor *              values = nullptr;  // [d_v, 2 g, T]: others, dominant
-    std::vector<ggml_tensor *> distances;         // [cells, g, T] in the order of the cells, squared
-    std::vector<ggml_tensor *> drift;             // [4, rows, g, T] in the order of the rows
-};
+// Cells per pass, of n, when each takes `width` floats.
+inline uint32_t restkv_graph_panel(size_t tile_floats, size_t width, uint32_t n) {
+    return (uint32_t) std::clamp<size_t>(tile_floats / width, 1, std::max(n, 1u));
+}
 
 class restkv_graph_builder {
 public:
@@ -30,8 +30,7 @@ public:
     static size_t nodes(const restkv_graph & graph, const restkv_graph_layer & layer, const restkv_graph_cells & cells,
                         const restkv_graph::tile & tile);
 
-    ggml_cgraph *         gf;
-    restkv_graph::outputs out;
+    ggml_cgraph * gf;
 
 private:
     ggml_tensor * queries(uint32_t from, uint32_t n) const;                                   // [d_k, n g, T]
@@ -40,14 +39,21 @@ private:
     ggml_tensor * attention(uint32_t from, uint32_t n) const;  // [n_cols, n, g, T], rows from ..
     ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;   // [n_cols, 1, g, T]
     ggml_tensor * drift(ggml_tensor * a) const;                // [4, rows, g, T]
+    void          attend();
     void          distances(ggml_tensor * abar);
-    void          give(ggml_tensor * t);
+    void          give(ggml_tensor * t, size_t at, size_t stride);
+
+    // keys.cpp
+    void lengths(ggml_tensor * cache, uint32_t d);
+    void angles();
+    void give_kv(ggml_tensor * t, size_t at, size_t stride);
 
     const restkv_graph &       graph;
     ggml_context * const       ctx;
     const restkv_graph_layer & layer;
     const restkv_graph_cells & cells;
     const restkv_graph::tile   tile;
+    const restkv_graph::layout at;
     const uint32_t             g;
     const uint32_t             T;
 };

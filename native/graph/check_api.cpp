@@ -114,6 +114,7 @@ restkv_status restkv_compact_on(const char * device, int32_t type_kv, uint32_t n
         ggml_backend_tensor_set(rows.layer.k, k, 0, bytes);
         ggml_backend_tensor_set(rows.layer.v, v, 0, bytes);
         graph.move(rows.layer, kept, n_kept);
+        graph.wait();
         ggml_backend_tensor_get(rows.layer.k, k, 0, bytes);
         ggml_backend_tensor_get(rows.layer.v, v, 0, bytes);
     } catch (const std::exception & e) {

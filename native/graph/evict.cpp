@@ -1,4 +1,4 @@
-// Which layers of a cache run their stages as graphs, and one eviction of those.
+// Which layers of a cache run their stages as graphs, and on which backend.
 
 #include "restkv-cache.h"
 
@@ -90,8 +90,8 @@ std::string restkv_cache::init_graph(ggml_backend_buffer_type_t buft, const std:
         shapes.push_back(graph_layer(layers[l]));
     }
     restkv_graph::sizes most = { kv.get_size(), params.window, params.budget, 0 };
-    if (!method->uses_queries) {
-        most.n_rows = 1;  // no window of queries: only rows move
+    if (!restkv_graph_attends(restkv_graph_kind_of(params))) {
+        most.n_rows = 1;  // no queries
     }
     auto graph = std::make_unique<restkv_graph>(device, buft, params, most, shapes);
 
@@ -166,100 +166,7 @@ std::string restkv_cache::graph_devices() const {
 size_t restkv_cache::graph_bytes() const {
     size_t n = 0;
     for (const auto & graph : graphs) {
-        n += graph->bytes();
+        n += graph->bytes() + graph->host_bytes();
     }
     return n;
-}
-
-// Positions of all cells of a layer: [n_head_kv][n_cells].
-std::vector<int32_t> restkv_cache::positions(const layer_state & layer, const evict_plan & plan) const {
-    std::vector<int32_t> pos;
-    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        const auto from = layer.table.begin() + (size_t) h * layer.budget;
-        pos.insert(pos.end(), from, from + held(layer, h));
-        pos.insert(pos.end(), plan.tail_pos.begin(), plan.tail_pos.end());
-    }
-    return pos;
-}
-
-void restkv_cache::evict_as_graph(const layer_state & layer, const evict_plan & plan, const float * sinks,
-                                  std::vector<restkv_scratch> & scratch, layer_kept & out, restkv_graph_scores & scores,
-                                  restkv_event & event) const {
-    const uint32_t             N      = plan.n_end;  // every head has as many: budgets are not shared out here
-    const uint32_t             n_past = N - plan.n_guide - layer.n_window;
-    const uint32_t             group  = layer.n_head / layer.n_head_kv;
-    const uint32_t             n_kept = layer.budget;
-    const uint32_t             n_keep = n_kept - layer.n_window;
-    const restkv_graph_kind    kind   = restkv_graph_kind_of(params);
-    const std::vector<int32_t> pos    = positions(layer, plan);
-
-    std::vector<uint8_t> drifts(layer.n_head_kv);
-    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        drifts[h] = restkv_drifts(*method, params, plan, pos.data() + (size_t) h * N, N);
-    }
-
-    int64_t              t_start = ggml_time_us();
-    std::vector<int32_t> n_visible;
-    std::vector<float>   weights;
-    if (kind == RESTKV_GRAPH_OUTPUT) {
-        weights = restkv_row_weights(params, (uint32_t) plan.row_pos.size());
-    }
-    if (kind != RESTKV_GRAPH_MOVES) {
-        restkv_graph_layer shape = graph_layer(layer);
-        shape.sinks              = sinks;
-        // cells of the window hold the same positions in every head, and older cells are seen by every row
-        for (const int32_t row : plan.row_pos) {
-            n_visible.push_back((int32_t) (std::upper_bound(pos.begin(), pos.begin() + N, row) - pos.begin()));
-        }
-        restkv_graph_cells cells;
-        cells.n_cells   = N;
-        cells.n_past    = n_past;
-        cells.row_slots = plan.row_slots.data();
-        cells.n_rows    = (uint32_t) plan.row_pos.size();
-        cells.weights   = kind == RESTKV_GRAPH_OUTPUT ? weights.data() : nullptr;
-        cells.n_visible = n_visible.data();
-        cells.pos       = pos.data();
-        cells.drift_top = std::find(drifts.begin(), drifts.end(), 1) != drifts.end() ? n_keep : 0;
-        layer.graph->score(shape, cells, scores);
-    }
-    event.us_attend += ggml_time_us() - t_start;
-
-    std::vector<int32_t> kept((size_t) layer.n_head_kv * n_kept);
-    const auto           choose = [&](uint32_t h, uint32_t thread) {
-        restkv_scratch & s = scratch[thread];
-        restkv_view      view;
-        view.n_cells  = N;
-        view.n_past   = n_past;
-        view.pos      = pos.data() + (size_t) h * N;
-        view.group    = group;
-        view.layer    = layer.il;
-        view.head_kv  = h;
-        view.i_layer  = (uint32_t) (&layer - layers.data());
-        view.n_layers = (uint32_t) layers.size();
-        view.cursor   = cursor;
-        if (kind == RESTKV_GRAPH_MOVES) {
-            method->score(view, params, 0, s);
-        }
-        for (uint32_t g = 0; kind != RESTKV_GRAPH_MOVES && g < group; ++g) {
-            const uint32_t head = h * group + g;
-            const float *  wo   = layer.wo.empty() ? nullptr : layer.wo.data() + (size_t) head * layer.d_v * layer.d_v;
-            restkv_graph_raw(scores, params, head, layer.d_v, wo, s.raw.data() + (size_t) g * s.n_pad);
-            s.drift[g] = drifts[h] ? restkv_graph_drift(scores, head) : 0.0;
-        }
-        restkv_choose(view, params, drifts[h], n_keep, s);
-        int32_t * own = kept.data() + (size_t) h * n_kept;
-        std::copy_n(s.kept.begin(), n_keep, own);
-        for (uint32_t i = 0; i < layer.n_window; ++i) {
-            own[n_keep + i] = (int32_t) (n_past + i);
-        }
-        for (uint32_t i = 0; i < n_kept; ++i) {
-            out.table[(size_t) h * n_kept + i] = view.pos[own[i]];
-        }
-        out.held[h] = n_kept;
-    };
-    restkv_parallel(layer.n_head_kv, std::min((uint32_t) scratch.size(), layer.n_head_kv), choose);
-
-    t_start = ggml_time_us();
-    layer.graph->move(graph_layer(layer), kept.data(), n_kept);
-    event.us_compact += ggml_time_us() - t_start;
 }

@@ -30,23 +30,36 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
     params(params),
     kind(restkv_graph_kind_of(params)),
     most{ most.n_cells, most.n_rows, most.n_kept, most.tile_floats > 0 ? most.tile_floats : TILE_FLOATS },
-    inputs_ctx(ggml_init({ 8 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true })),
+    inputs_ctx(ggml_init({ 9 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true })),
     memory_score(ggml_gallocr_new(buft)),
     memory_move(ggml_gallocr_new(buft)) {
-    uint32_t n_head = 1, n_head_kv = 1;
+    restkv_graph_layer largest;  // in every size
+    const float        sink = 0.0f;
+    largest.sinks           = &sink;
     for (const restkv_graph_layer & layer : layers) {
-        n_head    = std::max(n_head, layer.n_head);
-        n_head_kv = std::max(n_head_kv, layer.n_head_kv);
+        n_head      = std::max(n_head, layer.n_head);
+        n_head_kv   = std::max(n_head_kv, layer.n_head_kv);
+        largest.d_k = std::max(largest.d_k, layer.d_k);
+        largest.d_v = std::max(largest.d_v, layer.d_v);
     }
-    const int64_t  rows = most.n_rows;
-    ggml_context * ctx  = inputs_ctx.get();
-    slots               = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, rows);
-    weights             = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows);
-    mask                = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows * rows);
-    sinks               = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head);
-    pos                 = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_head_kv * most.n_cells);
-    kept                = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) n_head_kv * most.n_kept);
-    inputs              = allocate(ctx, buft, "the inputs of an eviction");
+    largest.n_head    = n_head;
+    largest.n_head_kv = n_head_kv;
+    restkv_graph_cells whole;
+    whole.n_cells = whole.n_past = most.n_cells;
+    whole.n_rows                 = most.n_rows;
+    whole.drift_top              = params.pooling == RESTKV_POOLING_ADAPTIVE ? 1 : 0;
+    const int64_t  rows          = most.n_rows;
+    ggml_context * ctx           = inputs_ctx.get();
+    slots                        = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, rows);
+    weights                      = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows);
+    mask                         = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows * rows);
+    sinks                        = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head);
+    pos                          = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_head_kv * most.n_cells);
+    kept                         = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) n_head_kv * most.n_kept);
+    n_results                    = kind == RESTKV_GRAPH_MOVES ? 1 : layout_of(largest, whole).total;
+    results                      = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_results);
+    inputs                       = allocate(ctx, buft, "the inputs of an eviction");
+    init_staging();
 }
 
 ggml_tensor * restkv_graph::keep_factors(const float * data, uint32_t d_v, uint32_t n_head) {
@@ -68,9 +81,27 @@ ggml_context_ptr restkv_graph::new_context() const {
 restkv_graph::tile restkv_graph::tile_of(const restkv_graph_layer & layer, uint32_t n_cols, uint32_t n_rows) const {
     const size_t row = (size_t) n_cols * (layer.n_head / layer.n_head_kv);
     tile         t   = {};
+    n_rows           = std::max(n_rows, 1u);  // none where keys alone are looked at
     t.n_heads        = (uint32_t) std::clamp<size_t>(most.tile_floats / (row * n_rows), 1, layer.n_head_kv);
     t.n_rows         = t.n_heads > 1 ? n_rows : (uint32_t) std::clamp<size_t>(most.tile_floats / row, 1, n_rows);
     return t;
+}
+
+restkv_graph::layout restkv_graph::layout_of(const restkv_graph_layer & layer, const restkv_graph_cells & cells) const {
+    const bool   with_output  = kind == RESTKV_GRAPH_OUTPUT;
+    const bool   with_angles  = kind == RESTKV_GRAPH_ANGLES;
+    const bool   with_lengths = with_angles || kind == RESTKV_GRAPH_LENGTHS || kind == RESTKV_GRAPH_ATTENTION_V;
+    const size_t n            = layer.n_head;
+    const size_t n_kv         = layer.n_head_kv;
+    layout       at           = {};
+    at.distances              = restkv_graph_attends(kind) ? n * (cells.n_cells + (layer.sinks ? 1 : 0)) : 0;
+    at.values                 = at.distances + (with_output ? n * cells.n_past : 0);
+    at.lengths                = at.values + (with_output ? 2 * n * layer.d_v : 0);
+    at.dots                   = at.lengths + (with_lengths ? n_kv * cells.n_past : 0);
+    at.sum                    = at.dots + (with_angles ? n_kv * cells.n_past : 0);
+    at.drift                  = at.sum + (with_angles ? n_kv * layer.d_k : 0);
+    at.total                  = at.drift + (cells.drift_top > 0 ? n * cells.n_rows * 4 : 0);
+    return at;
 }
 
 void restkv_graph::run(ggml_gallocr_t memory, ggml_cgraph * gf) {
@@ -78,115 +109,9 @@ void restkv_graph::run(ggml_gallocr_t memory, ggml_cgraph * gf) {
         throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft));
     }
     restkv_make_wrong(gf);
-    if (ggml_backend_graph_compute(backend, gf) != GGML_STATUS_SUCCESS) {
+    if (ggml_backend_graph_compute_async(backend, gf) != GGML_STATUS_SUCCESS) {
         throw std::runtime_error(std::string(ggml_backend_name(backend)) + " failed");
     }
-}
-
-void restkv_graph::read(const restkv_graph_layer & layer, const tile & t, const outputs & from,
-                        restkv_graph_scores & out) {
-    const uint32_t g    = layer.n_head / layer.n_head_kv;
-    const size_t   head = (size_t) t.head * g;     // first query head
-    const size_t   n    = (size_t) t.n_heads * g;  // query heads
-
-    ggml_backend_tensor_get(from.abar, out.abar.data() + head * out.n_cols, 0, ggml_nbytes(from.abar));
-
-    // [.., g, T] in pieces: each row of a piece goes to its head
-    const auto scatter = [&](const ggml_tensor * piece, size_t width, float * to, size_t stride) {
-        const size_t bytes = ggml_nbytes(piece);
-        staging.resize(std::max(staging.size(), bytes));
-        ggml_backend_tensor_get(piece, staging.data(), 0, bytes);
-        for (size_t h = 0; h < n; ++h) {
-            const float * src = (const float *) staging.data() + h * width;
-            std::copy(src, src + width, to + (head + h) * stride);
-        }
-    };
-    size_t cell = 0;
-    for (const ggml_tensor * piece : from.distances) {
-        scatter(piece, piece->ne[0], out.distance2.data() + cell, out.n_past);
-        cell += piece->ne[0];
-    }
-    size_t row = 0;
-    for (const ggml_tensor * piece : from.drift) {
-        scatter(piece, 4 * piece->ne[1], out.drift.data() + row * 4, (size_t) out.n_rows * 4);
-        row += piece->ne[1];
-    }
-    if (from.values) {
-        const size_t d = layer.d_v;
-        for (uint32_t hk = 0; hk < t.n_heads; ++hk) {
-            const size_t bytes = g * d * sizeof(float);
-            const size_t to    = (head + (size_t) hk * g) * d;
-            ggml_backend_tensor_get(from.values, out.others.data() + to, 2 * hk * bytes, bytes);
-            ggml_backend_tensor_get(from.values, out.dominant.data() + to, (2 * hk + 1) * bytes, bytes);
-        }
-    }
-}
-
-void restkv_graph::score(const restkv_graph_layer & layer, const restkv_graph_cells & cells,
-                         restkv_graph_scores & out) {
-    const uint32_t n_cols = cells.n_cells + (layer.sinks ? 1 : 0);
-    const uint32_t n_tail = cells.n_cells - (uint32_t) cells.n_visible[0];
-
-    ggml_backend_tensor_set(slots, cells.row_slots, 0, cells.n_rows * sizeof(int32_t));
-    if (cells.weights) {
-        ggml_backend_tensor_set(weights, cells.weights, 0, cells.n_rows * sizeof(float));
-    }
-    std::vector<float> host((size_t) cells.n_rows * n_tail);
-    for (uint32_t i = 0; i < cells.n_rows; ++i) {
-        for (uint32_t j = 0; j < n_tail; ++j) {
-            host[(size_t) i * n_tail + j] = cells.n_visible[0] + (int32_t) j < cells.n_visible[i] ? 0.0f : -INFINITY;
-        }
-    }
-    if (!host.empty()) {
-        ggml_backend_tensor_set(mask, host.data(), 0, host.size() * sizeof(float));
-    }
-    if (layer.sinks) {
-        ggml_backend_tensor_set(sinks, layer.sinks, 0, layer.n_head * sizeof(float));
-    }
-    if (cells.drift_top > 0) {
-        host.resize((size_t) layer.n_head_kv * cells.n_cells);
-        for (size_t i = 0; i < host.size(); ++i) {
-            host[i] = (float) (cells.pos[i] - cells.pos[i / cells.n_cells * cells.n_cells]);
-        }
-        ggml_backend_tensor_set(pos, host.data(), 0, host.size() * sizeof(float));
-    }
-
-    const bool distances = kind == RESTKV_GRAPH_OUTPUT;
-    out.n_cols           = n_cols;
-    out.n_past           = cells.n_past;
-    out.n_rows           = cells.n_rows;
-    out.n_drift          = cells.drift_top;
-    out.abar.resize((size_t) layer.n_head * n_cols);
-    out.distance2.resize(distances ? (size_t) layer.n_head * cells.n_past : 0);
-    out.others.resize(distances ? (size_t) layer.n_head * layer.d_v : 0);
-    out.dominant.resize(out.others.size());
-    out.drift.resize(cells.drift_top > 0 ? (size_t) layer.n_head * cells.n_rows * 4 : 0);
-
-    tile t = tile_of(layer, n_cols, cells.n_rows);
-    for (const uint32_t step = t.n_heads; t.head < layer.n_head_kv; t.head += step) {
-        t.n_heads                      = std::min(step, layer.n_head_kv - t.head);
-        const ggml_context_ptr     ctx = new_context();
-        const restkv_graph_builder built(*this, ctx.get(), layer, cells, t);
-        run(memory_score.get(), built.gf);
-        read(layer, t, built.out, out);
-    }
-}
-
-void restkv_graph::move(const restkv_graph_layer & layer, const int32_t * cells, uint32_t n_kept) {
-    uint32_t first = n_kept;  // cells that are in place in every head
-    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        uint32_t i = 0;
-        while (i < first && cells[(size_t) h * n_kept + i] == (int32_t) i) {
-            ++i;
-        }
-        first = i;
-    }
-    if (first == n_kept) {
-        return;
-    }
-    ggml_backend_tensor_set(kept, cells, 0, (size_t) layer.n_head_kv * n_kept * sizeof(int32_t));
-    const ggml_context_ptr ctx = new_context();
-    run(memory_move.get(), build_moves(ctx.get(), layer, n_kept, first));
 }
 
 // The largest eviction of a layer, with everything that a device may have to do.

@@ -1,6 +1,6 @@
 // The stages as ggml graphs, run by the backend that holds the cache. Made of ops that every backend has:
 //
-//   attend, score   a graph per group of KV heads; a few floats per query head and cell come back to the host
+//   attend, score   a graph per group of KV heads; a few floats per query head and cell come back, once per layer
 //   smooth, select  on the host, the same code as everywhere
 //   compact         a graph per layer that moves the rows as raw bytes
 //
@@ -14,17 +14,29 @@
 #include "stages.h"
 
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 // Which part of a method has a graph.
 enum restkv_graph_kind {
-    RESTKV_GRAPH_NONE,       // none: another way must be taken
-    RESTKV_GRAPH_MOVES,      // scores need positions alone; the rows move on the device
-    RESTKV_GRAPH_ATTENTION,  // attention of the window
-    RESTKV_GRAPH_OUTPUT,     // and each cell's distance to the output
+    RESTKV_GRAPH_NONE,         // none: another way must be taken
+    RESTKV_GRAPH_MOVES,        // scores need nothing of the cells; the rows move on the device
+    RESTKV_GRAPH_LENGTHS,      // lengths of the keys
+    RESTKV_GRAPH_ANGLES,       // and each key's product with the mean of all unit keys
+    RESTKV_GRAPH_ATTENTION,    // attention of the window
+    RESTKV_GRAPH_ATTENTION_V,  // and lengths of the values
+    RESTKV_GRAPH_OUTPUT,       // attention of the window, and each cell's distance to the output
 };
 
 restkv_graph_kind restkv_graph_kind_of(const restkv_params & params);
+
+// Whether queries of the window are needed.
+inline bool restkv_graph_attends(restkv_graph_kind kind) {
+    return kind >= RESTKV_GRAPH_ATTENTION;
+}
+
+// Weights of the rows of the window, or none: a plain sum.
+std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n_rows);
 
 // One layer's cache, all tensors in the same buffer type. Row of k: [n_head_kv][d_k]; of v: [n_head_kv][d_v].
 struct restkv_graph_layer {
@@ -43,7 +55,7 @@ struct restkv_graph_layer {
     const float * sinks    = nullptr;  // [n_head] on the host, or null
 };
 
-// What the layers of one eviction share.
+// The cells and rows of one eviction. All but the drift and the positions are the same for all its layers.
 struct restkv_graph_cells {
     uint32_t n_cells = 0;                 // N
     uint32_t n_past  = 0;                 // L
@@ -57,18 +69,21 @@ struct restkv_graph_cells {
     const int32_t * pos       = nullptr;  // [n_head_kv][N] positions, for the drift
 };
 
-// What comes back of one layer.
+// What comes back of one layer, in memory of the restkv_graph: see restkv_graph::finish().
 struct restkv_graph_scores {
     uint32_t n_cols  = 0;  // N, and one more column where the model has attention sinks
     uint32_t n_past  = 0;
     uint32_t n_rows  = 0;
-    uint32_t n_drift = 0;          // drift_top
+    uint32_t n_drift = 0;               // drift_top
 
-    std::vector<float> abar;       // [n_head][n_cols] attention, aggregated over the rows
-    std::vector<float> distance2;  // [n_head][n_past] squared distance to the output
-    std::vector<float> others;     // [n_head][d_v] weighted sum of the values, cells of weight above DOMINANT left out
-    std::vector<float> dominant;   // [n_head][d_v] the weighted value of that cell
-    std::vector<float> drift;      // [n_head][n_rows][4] see restkv_graph_drift()
+    const float * abar      = nullptr;  // [n_head][n_cols] attention, aggregated over the rows
+    const float * distance2 = nullptr;  // [n_head][n_past] squared distance to the output, or null
+    const float * others    = nullptr;  // [n_head][d_v] weighted sum of the values, cells above DOMINANT left out
+    const float * dominant  = nullptr;  // [n_head][d_v] the weighted value of that cell
+    const float * lengths2  = nullptr;  // [n_head_kv][n_past] squared lengths of keys or values, or null
+    const float * dots      = nullptr;  // [n_head_kv][n_past] keys times the sum of all unit keys, or null
+    const float * sum       = nullptr;  // [n_head_kv][d_k] that sum
+    const float * drift     = nullptr;  // [n_head][n_rows][4] see restkv_graph_drift(), or null
 };
 
 // A cell whose aggregated weight is above this takes most of the attention: o - v_j cancels, and it is scored on the
@@ -76,8 +91,8 @@ struct restkv_graph_scores {
 constexpr float RESTKV_GRAPH_DOMINANT = 0.75f;
 
 // Raw scores of query head h, n_past of them. wo: its factor on the host, or null.
-void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params, uint32_t h, uint32_t d_v,
-                      const float * wo, float * raw);
+void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params,
+                      const restkv_graph_layer & layer, uint32_t h, const float * wo, float * raw);
 
 // The drift t of query head h, in positions.
 double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h);
@@ -111,33 +126,74 @@ public:
     void bind(ggml_backend_t backend) { this->backend = backend; }
     bool bound() const { return backend != nullptr; }
 
-    // Both throw std::runtime_error when the backend fails.
-    void score(const restkv_graph_layer & layer, const restkv_graph_cells & cells, restkv_graph_scores & out);
-    void move(const restkv_graph_layer & layer, const int32_t * kept, uint32_t n_kept);  // kept: [n_head_kv][n_kept]
+    // One eviction (queue.cpp): start(), then begin(), finish() and move() of each layer in the same order, then wait().
+    // Where the backend can, begin() and move() only queue their work, which runs in the order of the calls. They throw
+    // std::runtime_error when the backend fails; wait() is due then too, before the cache is touched in another way.
+    void                start(const restkv_graph_cells & cells);
+    void                begin(const restkv_graph_layer & layer, const restkv_graph_cells & cells);
+    restkv_graph_scores finish();  // of the layer begun first; they hold until the next but one begin(), or finish()
+    void                move(const restkv_graph_layer & layer, const int32_t * kept,
+                             uint32_t n_kept);  // kept: [n_head_kv][n_kept]
+    void                wait();
+
+    // Whether the next layer may begin before the last one is finished.
+    bool ahead() const { return lanes.size() > 1; }
+
+    // start, begin and finish of a single layer.
+    restkv_graph_scores score(const restkv_graph_layer & layer, const restkv_graph_cells & cells);
 
     ggml_backend_buffer_type_t buffer_type() const { return buft; }
 
-    size_t bytes() const;         // on the device: inputs, factors, work memory
+    size_t bytes() const;         // on the device: inputs, results, factors, work memory
     size_t factor_bytes() const;  // of these the factors
+    size_t host_bytes() const;    // on the host: where inputs and results pass through
 
 private:
     friend class restkv_graph_builder;
 
     struct tile;
-    struct outputs;
+
+    // Where a layer's results lie, in floats.
+    struct layout {
+        size_t abar, distances, values, lengths, dots, sum, drift, total;  // values: others of all heads, then dominant
+    };
+
+    // On the host, what one layer under way needs until it is finished.
+    struct lane {
+        ggml_backend_event_ptr        read;   // its results are there
+        std::vector<ggml_context_ptr> built;  // its graphs
+        restkv_graph_scores           scores;
+        float *                       results;
+        float *                       pos;
+        float *                       sinks;
+        size_t                        n_results = 0;
+    };
+
+    // On the host, the rows of one move that the device has not read yet.
+    struct batch {
+        ggml_backend_event_ptr read;
+        ggml_context_ptr       built;
+        int32_t *              kept;
+        bool                   used = false;
+    };
 
     tile             tile_of(const restkv_graph_layer & layer, uint32_t n_cols, uint32_t n_rows) const;
+    layout           layout_of(const restkv_graph_layer & layer, const restkv_graph_cells & cells) const;
     ggml_context_ptr new_context() const;
     void             run(ggml_gallocr_t memory, ggml_cgraph * gf);
-    void read(const restkv_graph_layer & layer, const tile & t, const outputs & from, restkv_graph_scores & out);
-    ggml_cgraph * build_moves(ggml_context * ctx, const restkv_graph_layer & layer, uint32_t n_kept,
-                              uint32_t first) const;
+    void             settle(const ggml_cgraph * gf);
+    void             init_staging();
+    void             put(ggml_tensor * to, const void * data, size_t bytes);
+    ggml_cgraph *    build_moves(ggml_context * ctx, const restkv_graph_layer & layer, uint32_t n_kept,
+                                 uint32_t first) const;
 
     const ggml_backend_buffer_type_t buft;
     const restkv_params &            params;
     const restkv_graph_kind          kind;
     const sizes                      most;
-    ggml_backend_t                   backend = nullptr;
+    uint32_t                         n_head    = 1;  // most of a layer
+    uint32_t                         n_head_kv = 1;
+    ggml_backend_t                   backend   = nullptr;
 
     ggml_context_ptr        inputs_ctx;
     ggml_backend_buffer_ptr inputs;
@@ -147,10 +203,22 @@ private:
     ggml_tensor *           sinks;    // F32 [n_head]
     ggml_tensor *           pos;      // F32 [n_head_kv * n_cells], the first position of each head is 0
     ggml_tensor *           kept;     // I32 [n_head_kv * n_kept]
+    ggml_tensor *           results;  // F32 [n_results], see layout
+    size_t                  n_results;
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> factors;
 
-    ggml_gallocr_ptr     memory_score;
-    ggml_gallocr_ptr     memory_move;
-    std::vector<uint8_t> staging;  // on the host
+    ggml_gallocr_ptr             memory_score;
+    ggml_gallocr_ptr             memory_move;
+    std::unordered_set<uint64_t> shapes;  // of the graphs that have had their place in this memory
+
+    ggml_backend_buffer_ptr staging;      // on the host
+    std::vector<lane>       lanes;        // 2, or 1 where all is waited for
+    std::vector<batch>      batches;      // as many
+    uint32_t                n_begun    = 0;
+    uint32_t                n_finished = 0;
+    uint32_t                n_moved    = 0;
+    int32_t *               host_slots;
+    float *                 host_weights;
+    float *                 host_mask;
 };

@@ -22,7 +22,7 @@ restkv_status restkv_check_score_on(const restkv_score_args & args, const restkv
         return status;
     }
     const restkv_graph_kind kind = restkv_graph_kind_of(args.params);
-    if (kind != RESTKV_GRAPH_ATTENTION && kind != RESTKV_GRAPH_OUTPUT) {
+    if (kind == RESTKV_GRAPH_NONE || kind == RESTKV_GRAPH_MOVES) {
         return restkv_fail(RESTKV_UNSUPPORTED, std::string("method ") + args.params.method +
                                                    " with these settings is not scored by a graph");
     }

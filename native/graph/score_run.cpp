@@ -55,7 +55,7 @@ restkv_score_run::restkv_score_run(const restkv_score_args & args, ggml_backend_
     slots(args.params.window),
     n_visible(args.params.window),
     selected(n_past),
-    weights(restkv_row_weights(args.params, args.params.window)),
+    weights(restkv_graph_weights(args.params, args.params.window)),
     scratch(args.n_cells, args.n_head / args.n_head_kv, args.n_embd_head, args.n_embd_head, 1) {
     const restkv_params & p     = args.params;
     const uint32_t        d     = args.n_embd_head;
@@ -92,14 +92,14 @@ restkv_score_run::restkv_score_run(const restkv_score_args & args, ggml_backend_
     cells.n_past    = n_past;
     cells.row_slots = slots.data();
     cells.n_rows    = p.window;
-    cells.weights   = restkv_graph_kind_of(p) == RESTKV_GRAPH_OUTPUT ? weights.data() : nullptr;
+    cells.weights   = weights.empty() ? nullptr : weights.data();
     cells.n_visible = n_visible.data();
     cells.pos       = pos.data();
     cells.drift_top = std::find(drifts.begin(), drifts.end(), true) != drifts.end() ? n_keep : 0;
 }
 
 void restkv_score_run::attend() {
-    graph->score(rows.layer, cells, scores);
+    scores = graph->score(rows.layer, cells);
 }
 
 void restkv_score_run::choose(const restkv_score_out & out) {
@@ -108,7 +108,7 @@ void restkv_score_run::choose(const restkv_score_out & out) {
     for (uint32_t hk = 0; hk < args.n_head_kv; ++hk) {
         for (uint32_t g = 0; g < group; ++g) {
             const uint32_t h = hk * group + g;
-            restkv_graph_raw(scores, args.params, h, d, wo.empty() ? nullptr : wo.data() + (size_t) h * d * d,
+            restkv_graph_raw(scores, args.params, rows.layer, h, wo.empty() ? nullptr : wo.data() + (size_t) h * d * d,
                              scratch.raw.data() + (size_t) g * scratch.n_pad);
             scratch.drift[g] = drifts[hk] ? restkv_graph_drift(scores, h) : 0.0;
         }
@@ -131,4 +131,5 @@ void restkv_score_run::move(const int32_t * indices) {
         std::iota(row + n_keep, row + n_kept, (int32_t) n_past);
     }
     graph->move(rows.layer, kept.data(), n_kept);
+    graph->wait();
 }

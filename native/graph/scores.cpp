@@ -7,36 +7,84 @@
 #include <cmath>
 #include <cstring>
 
-// Rows become one by weights alone, which the graph takes as they are; a single row is left to the host.
-static bool maps_rows(const restkv_params & params) {
-    return params.rows != RESTKV_ROWS_LAST && params.rows != RESTKV_ROWS_SUM;
-}
-
 restkv_graph_kind restkv_graph_kind_of(const restkv_params & params) {
-    for (const char * name : { "streamingllm", "lacache", "fifo", "random" }) {
-        if (strcmp(params.method, name) == 0) {
-            return RESTKV_GRAPH_MOVES;
-        }
+    const auto is = [&](const char * name) { return strcmp(params.method, name) == 0; };
+    if (is("streamingllm") || is("lacache") || is("fifo") || is("random") || is("h2o")) {
+        return RESTKV_GRAPH_MOVES;  // h2o's votes were counted before (native/observe.cpp)
     }
-    if (strcmp(params.method, "snapkv") == 0) {
+    if (is("knorm") || is("keydiff")) {
+        return is("knorm") ? RESTKV_GRAPH_LENGTHS : RESTKV_GRAPH_ANGLES;
+    }
+    if (is("snapkv") || is("tova")) {
         return RESTKV_GRAPH_ATTENTION;
     }
-    if (strcmp(params.method, "restkv") == 0 && params.metric_mode == RESTKV_METRIC_AFTER &&
-        params.indicator == RESTKV_INDICATOR_RECONSTRUCTION && maps_rows(params)) {
-        return RESTKV_GRAPH_OUTPUT;
+    if (!is("restkv")) {
+        return RESTKV_GRAPH_NONE;
     }
-    return RESTKV_GRAPH_NONE;
+    switch (params.indicator) {
+        case RESTKV_INDICATOR_ATTENTION:
+            return RESTKV_GRAPH_ATTENTION;
+        case RESTKV_INDICATOR_ATTENTION_V:
+            return RESTKV_GRAPH_ATTENTION_V;
+        default:
+            return params.metric_mode == RESTKV_METRIC_AFTER ? RESTKV_GRAPH_OUTPUT : RESTKV_GRAPH_NONE;
+    }
 }
 
-void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params, uint32_t h, uint32_t d_v,
-                      const float * wo, float * raw) {
-    const float *  abar = scores.abar.data() + (size_t) h * scores.n_cols;
-    const uint32_t n    = scores.n_past;
-    if (scores.distance2.empty()) {
-        std::copy(abar, abar + n, raw);
+std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n_rows) {
+    if (strcmp(params.method, "snapkv") == 0) {
+        return {};
+    }
+    if (strcmp(params.method, "tova") == 0) {
+        std::vector<float> last(n_rows, 0.0f);
+        last.back() = 1.0f;
+        return last;
+    }
+    return restkv_row_weights(params, n_rows);
+}
+
+// Lengths below this count as it (native/methods/keydiff.cpp).
+static constexpr double LENGTH_MIN = 1e-12;
+
+static void score_keys(const restkv_graph_scores & scores, const restkv_graph_layer & layer, uint32_t hk, float * raw) {
+    const uint32_t n  = scores.n_past;
+    const float *  l2 = scores.lengths2 + (size_t) hk * n;
+    if (!scores.dots) {
+        for (uint32_t j = 0; j < n; ++j) {
+            raw[j] = (float) -std::sqrt((double) l2[j]);
+        }
         return;
     }
-    const float * d2 = scores.distance2.data() + (size_t) h * n;
+    const float * sum     = scores.sum + (size_t) hk * layer.d_k;
+    const float * dots    = scores.dots + (size_t) hk * n;
+    double        squared = 0.0;
+    for (uint32_t k = 0; k < layer.d_k; ++k) {
+        squared += (double) sum[k] * sum[k];
+    }
+    const double scale = 1.0 / std::max(std::sqrt(squared), LENGTH_MIN);
+    for (uint32_t j = 0; j < n; ++j) {
+        raw[j] = (float) -(dots[j] * scale / std::max(std::sqrt((double) l2[j]), LENGTH_MIN));
+    }
+}
+
+void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params,
+                      const restkv_graph_layer & layer, uint32_t h, const float * wo, float * raw) {
+    const uint32_t hk  = h / (layer.n_head / layer.n_head_kv);
+    const uint32_t d_v = layer.d_v;
+    if (!scores.abar) {
+        score_keys(scores, layer, hk, raw);
+        return;
+    }
+    const float *  abar = scores.abar + (size_t) h * scores.n_cols;
+    const uint32_t n    = scores.n_past;
+    if (!scores.distance2) {
+        std::copy(abar, abar + n, raw);
+        for (uint32_t j = 0; scores.lengths2 && j < n; ++j) {
+            raw[j] = (float) (raw[j] * std::sqrt((double) scores.lengths2[(size_t) hk * n + j]));
+        }
+        return;
+    }
+    const float * d2 = scores.distance2 + (size_t) h * n;
     for (uint32_t j = 0; j < n; ++j) {
         raw[j] = abar[j] / (1.0f - abar[j]) * restkv_distance_power(std::sqrt(d2[j]), params);
     }
@@ -65,7 +113,7 @@ double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h) {
     const uint32_t n_half   = scores.n_rows / 2;
     double         means[2] = { 0.0, 0.0 };
     for (uint32_t i = 0; i < scores.n_rows; ++i) {
-        const float * row     = scores.drift.data() + ((size_t) h * scores.n_rows + i) * 4;
+        const float * row     = scores.drift + ((size_t) h * scores.n_rows + i) * 4;
         const double  n_above = row[0], sum_above = row[1];
         const double  n_between = row[2] - n_above;
         const double  share     = n_between > 0.0 ? std::clamp((scores.n_drift - n_above) / n_between, 0.0, 1.0) : 0.0;

@@ -1,0 +1,239 @@
+// The layers of one eviction handed to a device one after the other, and what comes back. While the host selects the
+// cells of a layer, the device scores the next one.
+//
+// A backend runs in order what it is given. So one set of tensors on the device is enough: inputs are written, and results
+// read, between the graphs of one layer and those of the next. On the host each layer under way has its own memory.
+
+#include "build.h"
+#include "graph.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+// Copies may be left to a device only in memory that it reads itself: elsewhere a backend may keep them for its own next
+// wait, or make the caller wait. Events say when one is done.
+void restkv_graph::init_staging() {
+    ggml_backend_dev_props props;
+    ggml_backend_dev_get_props(device, &props);
+    const ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(device);
+
+    const size_t rows   = most.n_rows;
+    const size_t n_pos  = kind == RESTKV_GRAPH_MOVES ? 0 : (size_t) n_head_kv * most.n_cells;
+    const size_t lane   = n_results + n_head + n_pos;
+    const size_t batch  = (size_t) n_head_kv * most.n_kept;
+    const auto   events = [&](auto & list) {
+        bool all = true;
+        for (auto & x : list) {
+            x.read.reset(ggml_backend_event_new(device));
+            all = all && x.read;
+        }
+        return all;
+    };
+    lanes.resize(2);
+    batches.resize(2);
+    const auto fill = [&](ggml_backend_buffer_type_t type) {
+        const size_t words = rows * rows + 2 * rows + lanes.size() * (lane + batch);
+        staging.reset(ggml_backend_buft_alloc_buffer(type, words * sizeof(float)));
+        if (!staging) {
+            throw std::runtime_error("not enough memory on the host for the scores of a layer");
+        }
+        return ggml_backend_buffer_get_type(staging.get()) == type;
+    };
+    bool queues = props.caps.async && events(lanes) && events(batches);
+    if (queues) {
+        queues = fill(pinned ? pinned : ggml_backend_cpu_buffer_type());
+    }
+    if (!queues) {
+        lanes.clear();
+        batches.clear();
+        lanes.resize(1);
+        batches.resize(1);
+        fill(ggml_backend_cpu_buffer_type());
+    }
+    float *    next = (float *) ggml_backend_buffer_get_base(staging.get());
+    const auto take = [&](size_t n) {
+        float * p = next;
+        next += n;
+        return p;
+    };
+    host_slots   = (int32_t *) take(rows);
+    host_weights = take(rows);
+    host_mask    = take(rows * rows);
+    for (auto & x : lanes) {
+        x.results = take(n_results);
+        x.sinks   = take(n_head);
+        x.pos     = take(n_pos);
+    }
+    for (auto & x : batches) {
+        x.kept = (int32_t *) take(batch);
+    }
+}
+
+size_t restkv_graph::host_bytes() const {
+    return ggml_backend_buffer_get_size(staging.get());
+}
+
+// Without a queue the device may still read, for a graph before this one, what is to be written.
+void restkv_graph::put(ggml_tensor * to, const void * data, size_t bytes) {
+    if (ahead()) {
+        ggml_backend_tensor_set_async(backend, to, data, 0, bytes);
+    } else {
+        ggml_backend_synchronize(backend);
+        ggml_backend_tensor_set(to, data, 0, bytes);
+    }
+}
+
+void restkv_graph::wait() {
+    if (backend) {
+        ggml_backend_synchronize(backend);
+    }
+    for (batch & x : batches) {
+        x.used = false;
+    }
+    n_begun = n_finished = 0;
+}
+
+// A graph of a new shape may make the allocator move its memory, which must not happen under one that still runs.
+void restkv_graph::settle(const ggml_cgraph * gf) {
+    constexpr size_t SHAPES_MAX = 4096;
+
+    uint64_t   hash = 14695981039346656037u;  // FNV-1a, by words
+    const auto add  = [&](uint64_t x) { hash = (hash ^ x) * 1099511628211u; };
+    for (int i = 0; i < ggml_graph_n_nodes((ggml_cgraph *) gf); ++i) {
+        const ggml_tensor * node = ggml_graph_node((ggml_cgraph *) gf, i);
+        add(node->op);
+        for (const int64_t n : node->ne) {
+            add((uint64_t) n);
+        }
+    }
+    if (shapes.size() >= SHAPES_MAX) {
+        shapes.clear();
+    }
+    if (shapes.insert(hash).second) {
+        ggml_backend_synchronize(backend);
+    }
+}
+
+void restkv_graph::start(const restkv_graph_cells & cells) {
+    wait();
+    if (!restkv_graph_attends(kind)) {
+        return;
+    }
+    const uint32_t n_tail = cells.n_cells - (uint32_t) cells.n_visible[0];
+    std::copy_n(cells.row_slots, cells.n_rows, host_slots);
+    put(slots, host_slots, cells.n_rows * sizeof(int32_t));
+    if (cells.weights) {
+        std::copy_n(cells.weights, cells.n_rows, host_weights);
+        put(weights, host_weights, cells.n_rows * sizeof(float));
+    }
+    for (uint32_t i = 0; i < cells.n_rows; ++i) {
+        for (uint32_t j = 0; j < n_tail; ++j) {
+            host_mask[(size_t) i * n_tail + j] =
+                cells.n_visible[0] + (int32_t) j < cells.n_visible[i] ? 0.0f : -INFINITY;
+        }
+    }
+    if (n_tail > 0) {
+        put(mask, host_mask, (size_t) cells.n_rows * n_tail * sizeof(float));
+    }
+}
+
+void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_cells & cells) {
+    const uint32_t n_cols = cells.n_cells + (layer.sinks ? 1 : 0);
+    const layout   at     = layout_of(layer, cells);
+    lane &         to     = lanes[n_begun % lanes.size()];
+    to.built.clear();
+    if (layer.sinks) {
+        std::copy_n(layer.sinks, layer.n_head, to.sinks);
+        put(sinks, to.sinks, layer.n_head * sizeof(float));
+    }
+    if (cells.drift_top > 0) {
+        const size_t n = (size_t) layer.n_head_kv * cells.n_cells;
+        for (size_t i = 0; i < n; ++i) {
+            to.pos[i] = (float) (cells.pos[i] - cells.pos[i / cells.n_cells * cells.n_cells]);
+        }
+        put(pos, to.pos, n * sizeof(float));
+    }
+
+    tile t = tile_of(layer, n_cols, cells.n_rows);
+    for (const uint32_t step = t.n_heads; t.head < layer.n_head_kv; t.head += step) {
+        t.n_heads = std::min(step, layer.n_head_kv - t.head);
+        to.built.push_back(new_context());
+        const restkv_graph_builder built(*this, to.built.back().get(), layer, cells, t);
+        settle(built.gf);
+        run(memory_score.get(), built.gf);
+    }
+
+    to.scores         = {};
+    to.scores.n_cols  = n_cols;
+    to.scores.n_past  = cells.n_past;
+    to.scores.n_rows  = cells.n_rows;
+    to.scores.n_drift = cells.drift_top;
+    if (restkv_graph_attends(kind)) {
+        to.scores.abar = to.results + at.abar;
+    }
+    if (kind == RESTKV_GRAPH_OUTPUT) {
+        to.scores.distance2 = to.results + at.distances;
+        to.scores.others    = to.results + at.values;
+        to.scores.dominant  = to.scores.others + (size_t) layer.n_head * layer.d_v;
+    }
+    if (at.dots > at.lengths) {
+        to.scores.lengths2 = to.results + at.lengths;
+    }
+    if (at.sum > at.dots) {
+        to.scores.dots = to.results + at.dots;
+        to.scores.sum  = to.results + at.sum;
+    }
+    to.scores.drift = cells.drift_top > 0 ? to.results + at.drift : nullptr;
+    to.n_results    = at.total;
+    if (ahead()) {
+        ggml_backend_tensor_get_async(backend, results, to.results, 0, at.total * sizeof(float));
+        ggml_backend_event_record(to.read.get(), backend);
+    }
+    n_begun++;
+}
+
+restkv_graph_scores restkv_graph::finish() {
+    lane & from = lanes[n_finished++ % lanes.size()];
+    if (ahead()) {
+        ggml_backend_event_synchronize(from.read.get());
+    } else {
+        ggml_backend_synchronize(backend);
+        ggml_backend_tensor_get(results, from.results, 0, from.n_results * sizeof(float));
+    }
+    return from.scores;
+}
+
+restkv_graph_scores restkv_graph::score(const restkv_graph_layer & layer, const restkv_graph_cells & cells) {
+    start(cells);
+    begin(layer, cells);
+    return finish();
+}
+
+void restkv_graph::move(const restkv_graph_layer & layer, const int32_t * cells, uint32_t n_kept) {
+    uint32_t first = n_kept;  // cells that are in place in every head
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        uint32_t i = 0;
+        while (i < first && cells[(size_t) h * n_kept + i] == (int32_t) i) {
+            ++i;
+        }
+        first = i;
+    }
+    if (first == n_kept) {
+        return;
+    }
+    batch & x = batches[n_moved++ % batches.size()];
+    if (ahead() && x.used) {
+        ggml_backend_event_synchronize(x.read.get());
+    }
+    const size_t n = (size_t) layer.n_head_kv * n_kept;
+    std::copy_n(cells, n, x.kept);
+    put(kept, x.kept, n * sizeof(int32_t));
+    // One piece is in work memory at a time, so that this never outgrows what was reserved.
+    x.built = new_context();
+    run(memory_move.get(), build_moves(x.built.get(), layer, n_kept, first));
+    if (ahead()) {
+        ggml_backend_event_record(x.read.get(), backend);
+        x.used = true;
+    }
+}
