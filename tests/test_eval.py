@@ -112,6 +112,8 @@ def test_variants_carry_settings() -> None:
     (variant,) = parse_variants(["restkv:kernel=5:pooling=avgpool:use_ema=false:alpha=none"])
     assert variant.changes == {"kernel": 5, "pooling": "avgpool", "use_ema": False, "alpha": None}
     assert _grid(variants=(variant,)).settings(0)[1].evict.kernel == 5
+    (plain,) = parse_variants(["restkv:pooling=none"])
+    assert plain.name == "restkv:pooling=none" and _grid(variants=(plain,)).settings(0)[1].evict.pooling_used == "none"
 
 
 def test_variants_share_budgets_out() -> None:
