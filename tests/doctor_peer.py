@@ -2,7 +2,7 @@
 
     python doctor_peer.py FOLDER PORT MODEL      FOLDER: of the library
 
-$RESTKV_WRONG_STAGE, with the library that is wrong on purpose, says which stage is.
+$RESTKV_WRONG_STAGE, with the library that is wrong on purpose, says which stage is ("round": none).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(folder: str, port: str, model: str) -> None:
         )
         engine.close()
 
-    if os.environ.get("RESTKV_WRONG_STAGE"):
+    if os.environ.get("RESTKV_WRONG_STAGE") in ("attend", "compact"):
         from click.testing import CliRunner
 
         from restkv_local.cli.chat import main as chat

@@ -328,6 +328,19 @@ def test_a_right_device_keeps_its_graphs(library: str, served: tuple[Path, Path,
     assert found["host"]["backend"] == "cpu-host-copy"
 
 
+def test_a_device_that_rounds_the_factors_of_products_scores_as_the_cpu(
+    served: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    """As GPUs do, to F16 or TF32; without products in parts the scores are off by a thousandth."""
+    _, wrong, port = served
+    found = meet(wrong, port, tmp_path, "round")
+    check = found["quick"]["check"]
+    assert check["verdict"] == "ok" and check["error"] < 2e-5 and check["rows_equal"]
+    run = found["first"]
+    assert run["backend"] == "graph (RPC0)" and run["notices"] == [] and run["evictions"] >= 2
+    assert run["kept"] == found["host"]["kept"] and run["logits"] == found["host"]["logits"]
+
+
 @pytest.mark.parametrize("stage", ["attend", "compact"])
 def test_a_wrong_stage_is_found_and_avoided(stage: str, served: tuple[Path, Path, str], tmp_path: Path) -> None:
     _, wrong, port = served

@@ -5,6 +5,12 @@
 // Halvings of the interval in which the drift's threshold lies.
 static constexpr int ROUNDS = 22;
 
+// F16 and TF32 have 11 bits of a number: so much larger, the rest is as large as the number itself.
+static constexpr float FINE = 2048.0f;
+
+// Tensors that a rounding device adds to a product: two factors in two parts each, three products for one.
+static constexpr size_t SPLIT = 14;
+
 size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_graph_layer & layer,
                                    const restkv_graph_cells & cells, const restkv_graph::tile & tile) {
     const auto     passes = [](size_t n, size_t step) { return (n + step - 1) / step; };
@@ -15,7 +21,8 @@ size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_grap
     const size_t   values = passes(N, restkv_graph_panel(floats, width, N));
     const size_t   blocks = passes(cells.n_rows, tile.n_rows);
     const size_t   drift  = cells.drift_top > 0 ? ROUNDS * 14 + 32 : 0;
-    return blocks * (10 * keys + drift + 64) + 24 * values + 32 * keys + 64;
+    const size_t   split  = graph.exact ? 0 : SPLIT;
+    return blocks * ((10 + split) * keys + drift + 64) + (24 + 2 * split) * values + (32 + split) * keys + 64;
 }
 
 restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx,
@@ -75,12 +82,24 @@ void restkv_graph_builder::give(ggml_tensor * t, size_t at, size_t stride) {
     ggml_build_forward_expand(gf, ggml_cpy(ctx, t, to));
 }
 
-// Full precision wherever a backend has a choice.
-ggml_tensor * restkv_graph_builder::product(ggml_tensor * a, ggml_tensor * b) const {
-    ggml_tensor * y = ggml_mul_mat(ctx, a, b);
-    ggml_prec_set_acc(y, GGML_PREC_F32);
-    ggml_prec_set_src(y, GGML_PREC_F32, 1);
-    return y;
+// from: the type that x was made of; what was F16 has nothing that F16 leaves.
+restkv_graph_builder::factor restkv_graph_builder::factor_of(ggml_tensor * x, ggml_type from) const {
+    if (graph.exact || from == GGML_TYPE_F16) {
+        return { x, nullptr };
+    }
+    ggml_tensor * coarse = ggml_cast(ctx, ggml_cast(ctx, x, GGML_TYPE_F16), GGML_TYPE_F32);
+    return { coarse, ggml_scale(ctx, ggml_sub(ctx, x, coarse), FINE) };
+}
+
+// Full precision wherever a backend has a choice, and in parts where it has none. fine x fine is below the last digit.
+ggml_tensor * restkv_graph_builder::product(const factor & a, const factor & b) const {
+    ggml_tensor * y    = restkv_multiply(ctx, a.coarse, b.coarse);
+    ggml_tensor * rest = b.fine ? restkv_multiply(ctx, a.coarse, b.fine) : nullptr;
+    if (a.fine) {
+        ggml_tensor * other = restkv_multiply(ctx, a.fine, b.coarse);
+        rest                = rest ? ggml_add(ctx, rest, other) : other;
+    }
+    return rest ? ggml_add(ctx, y, ggml_scale(ctx, rest, 1.0f / FINE)) : y;
 }
 
 ggml_tensor * restkv_graph_builder::queries(uint32_t from, uint32_t n) const {
@@ -102,10 +121,10 @@ ggml_tensor * restkv_graph_builder::rows_of(ggml_tensor * cache, uint32_t d, uin
 ggml_tensor * restkv_graph_builder::attention(uint32_t from, uint32_t n) const {
     const uint32_t             n_open = (uint32_t) cells.n_visible[0];
     const uint32_t             n_tail = cells.n_cells - n_open;
-    ggml_tensor *              q      = queries(from, n);
+    const factor               q      = factor_of(queries(from, n), GGML_TYPE_F32);
     std::vector<ggml_tensor *> parts;
     const auto                 add = [&](uint32_t j, uint32_t n_cells, bool masked) {
-        ggml_tensor * z = product(rows_of(layer.k, layer.d_k, j, n_cells), q);
+        ggml_tensor * z = product(factor_of(rows_of(layer.k, layer.d_k, j, n_cells), layer.k->type), q);
         z               = ggml_reshape_4d(ctx, z, n_cells, n, g, T);
         if (layer.softcap > 0.0f) {
             z = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, z, 1.0f / layer.softcap)), layer.softcap);
@@ -164,16 +183,22 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
     constexpr float STEEP = 1e30f;
     ggml_tensor * is_top  = ggml_clamp(ctx, ggml_scale_bias(ctx, w, STEEP, -STEEP * RESTKV_GRAPH_DOMINANT), 0.0f, 1.0f);
     ggml_tensor * top     = ggml_mul(ctx, w, is_top);
-    w                     = ggml_concat(ctx, ggml_sub(ctx, w, top), top, 1);  // [L, 2 g, T]
+    ggml_tensor * others  = ggml_sub(ctx, w, top);
+    ggml_tensor * total   = nullptr;  // [1, g, T] their sum: F16 ends at 6e-8, and all together may be below
+    if (!graph.exact) {
+        total  = ggml_scale_bias(ctx, ggml_sum_rows(ctx, others), 1.0f, 1e-37f);
+        others = ggml_div(ctx, others, total);
+    }
+    w = ggml_concat(ctx, others, top, 1);  // [L, 2 g, T]
 
-    ggml_tensor *  values = nullptr;                                          // [d, 2 g, T]: others, dominant
+    ggml_tensor *  values = nullptr;       // [d, 2 g, T]: others, dominant
     const uint32_t step   = restkv_graph_panel(graph.most.tile_floats, (size_t) d * g * T, L);
     for (uint32_t j = 0; j < L; j += step) {
         const uint32_t n = std::min(step, L - j);
         ggml_tensor *  v = ggml_cont(ctx, ggml_transpose(ctx, rows_of(layer.v, d, j, n)));  // [n, d, T]
         ggml_tensor *  part =
             n == L ? w : ggml_cont(ctx, ggml_view_3d(ctx, w, n, 2 * g, T, w->nb[1], w->nb[2], j * w->nb[0]));
-        ggml_tensor * sum = product(v, part);  // [d, 2 g, T]
+        ggml_tensor * sum = product(factor_of(v, layer.v->type), factor_of(part, GGML_TYPE_F32));  // [d, 2 g, T]
         values            = values ? ggml_add(ctx, values, sum) : sum;
         ggml_build_forward_expand(gf, values);
     }
@@ -181,22 +206,24 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
         ggml_tensor * x = ggml_view_3d(ctx, values, d, g, T, values->nb[1], values->nb[2], i * g * values->nb[1]);
         return ggml_reshape_4d(ctx, ggml_cont(ctx, x), d, 1, g, T);
     };
-    ggml_tensor * others   = half(0);
+    ggml_tensor * rest     = total ? ggml_mul(ctx, half(0), ggml_reshape_4d(ctx, total, 1, 1, g, T)) : half(0);
     ggml_tensor * dominant = half(1);
-    give(others, at.values, d);
+    give(rest, at.values, d);
     give(dominant, at.values + (size_t) layer.n_head * d, d);
 
-    ggml_tensor * o = ggml_add(ctx, others, dominant);
-    ggml_tensor * R = nullptr;
+    ggml_tensor * o = ggml_add(ctx, rest, dominant);
+    factor        R = {};
     if (layer.wo) {
-        const size_t head = layer.wo->nb[2];
-        R = ggml_view_4d(ctx, layer.wo, d, d, g, T, layer.wo->nb[1], head, g * head, tile.head * g * head);
+        const size_t  head = layer.wo->nb[2];
+        ggml_tensor * wo =
+            ggml_view_4d(ctx, layer.wo, d, d, g, T, layer.wo->nb[1], head, g * head, tile.head * g * head);
+        R = factor_of(wo, GGML_TYPE_F32);
     }
     for (uint32_t j = 0; j < L; j += step) {
         const uint32_t n = std::min(step, L - j);
         ggml_tensor *  x = ggml_reshape_4d(ctx, rows_of(layer.v, d, j, n), d, n, 1, T);
         x                = ggml_sub(ctx, g > 1 ? ggml_repeat_4d(ctx, x, d, n, g, T) : x, o);
-        x                = R ? product(R, x) : x;
+        x                = R.coarse ? product(R, factor_of(x, GGML_TYPE_F32)) : x;
         x                = ggml_sum_rows(ctx, ggml_sqr(ctx, x));  // [1, n, g, T]
         give(ggml_reshape_4d(ctx, x, n, 1, g, T), at.distances + j, L);
     }

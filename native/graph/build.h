@@ -33,9 +33,17 @@ public:
     ggml_cgraph * gf;
 
 private:
+    // A factor of a product. On a device that rounds factors (restkv_graph::exact), coarse has digits that it keeps and
+    // fine is FINE times the rest; else, and where there is no rest, fine is null.
+    struct factor {
+        ggml_tensor * coarse;
+        ggml_tensor * fine;
+    };
+
     ggml_tensor * queries(uint32_t from, uint32_t n) const;                                   // [d_k, n g, T]
     ggml_tensor * rows_of(ggml_tensor * cache, uint32_t d, uint32_t from, uint32_t n) const;  // F32 [d, n, T]
-    ggml_tensor * product(ggml_tensor * a, ggml_tensor * b) const;
+    factor        factor_of(ggml_tensor * x, ggml_type from) const;
+    ggml_tensor * product(const factor & a, const factor & b) const;
     ggml_tensor * attention(uint32_t from, uint32_t n) const;  // [n_cols, n, g, T], rows from ..
     ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;   // [n_cols, 1, g, T]
     ggml_tensor * drift(ggml_tensor * a) const;                // [4, rows, g, T]

@@ -81,8 +81,8 @@ struct restkv_graph_scores {
     const float * others    = nullptr;  // [n_head][d_v] weighted sum of the values, cells above DOMINANT left out
     const float * dominant  = nullptr;  // [n_head][d_v] the weighted value of that cell
     const float * lengths2  = nullptr;  // [n_head_kv][n_past] squared lengths of keys or values, or null
-    const float * dots      = nullptr;  // [n_head_kv][n_past] keys times the sum of all unit keys, or null
-    const float * sum       = nullptr;  // [n_head_kv][d_k] that sum
+    const float * dots      = nullptr;  // [n_head_kv][n_past] keys times the mean of all unit keys, or null
+    const float * sum       = nullptr;  // [n_head_kv][d_k] that mean
     const float * drift     = nullptr;  // [n_head][n_rows][4] see restkv_graph_drift(), or null
 };
 
@@ -96,6 +96,9 @@ void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & 
 
 // The drift t of query head h, in positions.
 double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h);
+
+// a' b, summed in floats, of factors that the backend may round.
+ggml_tensor * restkv_multiply(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b);
 
 // One device: its work memory, and the graphs.
 class restkv_graph {
@@ -112,6 +115,9 @@ public:
                  const sizes & most, const std::vector<restkv_graph_layer> & layers);
 
     const ggml_backend_dev_t device;
+
+    // Whether the device multiplies matrices of floats as floats. Most GPUs round them to F16 or TF32, of 11 bits.
+    const bool exact;
 
     // Keep the factors of a layer on the device. data: [n_head][d_v][d_v]. Throws std::runtime_error.
     ggml_tensor * keep_factors(const float * data, uint32_t d_v, uint32_t n_head);

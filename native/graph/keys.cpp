@@ -41,10 +41,12 @@ void restkv_graph_builder::angles() {
         sum                 = sum ? ggml_add(ctx, sum, part) : part;
         ggml_build_forward_expand(gf, sum);
     }
+    sum = ggml_scale(ctx, sum, 1.0f / n_text);  // the scores do not see it, and F16 ends at 65504
     give_kv(sum, at.sum, d);
+    const factor mean = factor_of(sum, GGML_TYPE_F32);
     for (uint32_t j = 0; j < cells.n_past; j += step) {
         const uint32_t n = std::min(step, cells.n_past - j);
-        ggml_tensor *  x = product(rows_of(layer.k, d, j, n), sum);  // [n, 1, T]
+        ggml_tensor *  x = product(factor_of(rows_of(layer.k, d, j, n), layer.k->type), mean);  // [n, 1, T]
         give_kv(x, at.dots + j, cells.n_past);
     }
 }
