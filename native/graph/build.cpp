@@ -25,12 +25,13 @@ size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_grap
 
 restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx,
                                            const restkv_graph_layer & layer, const restkv_graph_cells & cells,
-                                           const restkv_graph::tile & tile) :
+                                           const restkv_graph::lane & lane, const restkv_graph::tile & tile) :
     gf(ggml_new_graph_custom(ctx, NODES_MAX, false)),
     graph(graph),
     ctx(ctx),
     layer(layer),
     cells(cells),
+    lane(lane),
     tile(tile),
     at(graph.layout_of(layer, cells)),
     g(layer.n_head / layer.n_head_kv),
@@ -62,7 +63,7 @@ void restkv_graph_builder::give(ggml_tensor * t, size_t at, size_t stride) {
     constexpr size_t F    = sizeof(float);
     const size_t     head = stride * F;
     const size_t     from = at * F + head * tile.head * g;
-    ggml_tensor * to = ggml_view_4d(ctx, graph.results, t->ne[0], t->ne[1], g, T, t->ne[0] * F, head, g * head, from);
+    ggml_tensor *    to = ggml_view_4d(ctx, lane.results, t->ne[0], t->ne[1], g, T, t->ne[0] * F, head, g * head, from);
     ggml_build_forward_expand(gf, ggml_cpy(ctx, t, to));
 }
 
@@ -117,7 +118,7 @@ ggml_tensor * restkv_graph_builder::attention(uint32_t from, uint32_t n) const {
     }
     if (layer.sinks) {
         const size_t  size = sizeof(float);
-        ggml_tensor * s    = ggml_view_4d(ctx, graph.sinks, 1, 1, g, T, size, size, g * size, tile.head * g * size);
+        ggml_tensor * s    = ggml_view_4d(ctx, lane.sinks, 1, 1, g, T, size, size, g * size, tile.head * g * size);
         parts.push_back(ggml_repeat_4d(ctx, s, 1, n, g, T));
     }
     ggml_tensor * z = parts.back();
@@ -216,7 +217,7 @@ ggml_tensor * restkv_graph_builder::drift(ggml_tensor * a) const {
         hi                  = ggml_add(ctx, mid, ggml_mul(ctx, up, ggml_sub(ctx, hi, mid)));
     }
     const size_t  row = cells.n_cells * sizeof(float);
-    ggml_tensor * pos = ggml_view_4d(ctx, graph.pos, cells.n_cells, 1, 1, T, row, row, row, tile.head * row);
+    ggml_tensor * pos = ggml_view_4d(ctx, lane.pos, cells.n_cells, 1, 1, T, row, row, row, tile.head * row);
     ggml_tensor * out = nullptr;
     for (ggml_tensor * end : { hi, lo }) {
         ggml_tensor * is = above(end);

@@ -15,7 +15,8 @@ struct restkv_graph::tile {
 class restkv_graph_builder {
 public:
     restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx, const restkv_graph_layer & layer,
-                         const restkv_graph_cells & cells, const restkv_graph::tile & tile);
+                         const restkv_graph_cells & cells, const restkv_graph::lane & lane,
+                         const restkv_graph::tile & tile);
 
     static constexpr size_t NODES_MAX = 16384;
 
@@ -39,6 +40,7 @@ private:
     ggml_context * const       ctx;
     const restkv_graph_layer & layer;
     const restkv_graph_cells & cells;
+    const restkv_graph::lane & lane;
     const restkv_graph::tile   tile;
     const restkv_graph::layout at;
     const uint32_t             g;
