@@ -19,7 +19,7 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 5
+#define RESTKV_ABI_VERSION 6
 
 #define RESTKV_NAME_MAX   32
 #define RESTKV_REASON_MAX 192
@@ -332,6 +332,20 @@ RESTKV_API restkv_status restkv_get_device(uint32_t i, restkv_device * out);
 // Contexts that are made from now on in this process run no graphs on this device: its layers go through the host, and
 // their stats give the reason. reason NULL or "": it is trusted again, as every device is at first.
 RESTKV_API restkv_status restkv_distrust(const char * device, const char * reason);
+
+typedef struct restkv_layer_shape {
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t n_embd_head_k;
+    uint32_t n_embd_head_v;
+    int32_t  type_k;  // ggml types
+    int32_t  type_v;
+} restkv_layer_shape;
+
+// What the graphs take that evict layers of this shape on a device, as restkv_memory counts it when they are loaded
+// (bytes_graph), on the device and on the host; allocates nothing. Both 0 where such layers have no graph.
+RESTKV_API restkv_status restkv_plan_graph(const restkv_params * params, const restkv_layer_shape * shape,
+                                           const char * device, uint64_t * bytes_device, uint64_t * bytes_host);
 
 // Move rows of K and V on a device, as an eviction does: of every KV head, cell kept[i] goes to i. k and v: the rows of
 // a cache, [n_cells][n_head_kv][one head's row of n_embd_head values in the ggml type], moved in place. kept:

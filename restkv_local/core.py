@@ -19,7 +19,7 @@ from .config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig
 from .construct import construct, probe_model
 from .errors import RestkvError
 from .facts import Facts
-from .fitting import fit
+from .fitting import fit, graph_memory
 from .logits import LogitLog, LogitRows, rows
 from .models import resolve
 from .options import cache_folder, check_options, default_threads
@@ -62,9 +62,10 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         self.evict = evict
         self.guide: str | None = None
         self.on_progress, self.on_evict, self.on_notice = on_progress, on_evict, on_notice
+        probe = probe_model(path, type_k, type_v)
         self.plan = plan_memory(
             path,
-            probe_model(path, type_k, type_v),
+            probe,
             n_ctx,
             evict,
             kv_type=types,
@@ -102,7 +103,9 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                 evict, budget=self.plan.budget, capacity=self.plan.capacity, n_threads=threads_batch
             )
 
-        n_gpu_layers, fitted = fit(path, self.plan, n_gpu_layers, llama)
+        n_gpu_layers, fitted = fit(
+            path, self.plan, n_gpu_layers, llama, lambda device: graph_memory(self.plan, probe, evict, device)
+        )
         on_device = n_gpu_layers != 0 and llama.get("offload_kqv", True)
         wrong = trust_devices() if params is not None and on_device and evict.stages in ("auto", "graph") else []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ class DeviceMemory:
 
     layers: evicting layers whose cells lie here. weights_bytes: of the model. kv_bytes: K and V of the evicting layers.
     other_bytes: caches that do not evict. ring_bytes: queries of the window. wo_bytes: factors of W_o. table_bytes:
-    positions, and votes. graph_bytes: inputs and work memory of the graphs. compute_bytes: work buffers of llama.cpp.
+    positions, and votes. graph_bytes: inputs, results and work memory of the graphs; a part of each device's is on the
+    host. compute_bytes: work buffers of llama.cpp.
     free_bytes, total_bytes: of the device; 0 when it does not tell.
     """
 
@@ -45,14 +46,23 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """What an engine's cache will take on one device: see DeviceMemory. The factors of W_o on a device are copies for
-    the graphs; the host keeps all of them."""
+    """What an engine's cache, and its evictions as graphs, will take on one device: see DeviceMemory. The factors of
+    W_o on a device are copies for the graphs; the host keeps all of them."""
 
     device: str
     layers: int
     kv_bytes: int
     ring_bytes: int
     wo_bytes: int
+    graph_bytes: int
+
+
+@dataclass(frozen=True)
+class GraphMemory:
+    """What the graphs of one device take there, factors of W_o aside, and for it on the host (restkv_plan_graph)."""
+
+    device_bytes: int
+    host_bytes: int
 
 
 @dataclass(frozen=True)
@@ -83,11 +93,11 @@ def split_layers(n_layer: int, gpu_layers: int, shares: Sequence[float]) -> list
     return found
 
 
-def plan_devices(plan: MemoryPlan, layers: Sequence[str], *, graphs: bool = True) -> list[DevicePlan]:
+def plan_devices(plan: MemoryPlan, layers: Sequence[str], graphs: Mapping[str, GraphMemory]) -> list[DevicePlan]:
     """Cache memory by device.
 
-    layers: the device of each evicting layer, HOST for the CPU. graphs: whether evictions run as graphs on the devices.
-    Layers are taken to be of one size, as those of nearly all models are.
+    layers: the device of each evicting layer, HOST for the CPU. graphs: of each device on which evictions run as graphs
+    (fitting.graph_memory). Layers are taken to be of one size, as those of nearly all models are.
     """
     if len(layers) != plan.n_layer:
         raise ValueError(f"the plan has {plan.n_layer} evicting layers, not {len(layers)}")
@@ -98,21 +108,32 @@ def plan_devices(plan: MemoryPlan, layers: Sequence[str], *, graphs: bool = True
         def part(bytes_: int, n: int = n) -> int:
             return bytes_ * n // plan.n_layer
 
-        factors = plan.wo_bytes if name == HOST else part(plan.wo_bytes) if graphs else 0
-        rows.append(DevicePlan(name, n, part(plan.kv_bytes), part(plan.ring_bytes), factors))
+        factors = part(plan.wo_bytes) if name in graphs else 0
+        work = graphs[name].device_bytes if n and name in graphs else 0
+        if name == HOST:
+            factors += plan.wo_bytes
+            work += sum(graph.host_bytes for device, graph in graphs.items() if device in layers)
+        rows.append(DevicePlan(name, n, part(plan.kv_bytes), part(plan.ring_bytes), factors, work))
     return rows
 
 
-def layers_that_fit(weights: Weights, plan: MemoryPlan, free: Sequence[int], shares: Sequence[float]) -> int:
+def layers_that_fit(
+    weights: Weights, plan: MemoryPlan, free: Sequence[int], shares: Sequence[float], graphs: Sequence[GraphMemory] = ()
+) -> int:
     """Most layers, the output counted as one, that the devices can hold with their share of the cache.
 
-    free: bytes of each device, of which DEVICE_MARGIN stays free for work buffers and others.
+    free: bytes of each device, of which DEVICE_MARGIN stays free for work buffers and others. graphs: of each device;
+    all zero, or none: evictions do not run as graphs there.
     """
     n_layer = len(weights.layers)
-    of_cache = (plan.kv_bytes + plan.ring_bytes + plan.wo_bytes) // max(1, plan.n_layer)
+    factors = plan.wo_bytes if any(graph.device_bytes for graph in graphs) else 0
+    of_cache = (plan.kv_bytes + plan.ring_bytes + factors) // max(1, plan.n_layer)
     for n in range(n_layer + 1, 0, -1):
         room = [bytes_ - DEVICE_MARGIN for bytes_ in free]
-        for layer, device in enumerate(split_layers(n_layer, n, shares)):
+        split = split_layers(n_layer, n, shares)
+        for device, graph in enumerate(graphs):
+            room[device] -= graph.device_bytes if device in split[:n_layer] else 0
+        for layer, device in enumerate(split):
             if device >= 0:
                 room[device] -= weights.output if layer == n_layer else weights.layers[layer] + of_cache
         if min(room) >= 0:

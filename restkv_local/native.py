@@ -18,7 +18,7 @@ from .allocation import Shares
 from .config import EvictConfig
 from .errors import ConfigError, EvictionError, LibraryError, ModelError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
@@ -237,6 +237,19 @@ class Device(C.Structure):
     ]
 
 
+class LayerShape(C.Structure):
+    """restkv_layer_shape"""
+
+    _fields_ = [
+        ("n_head", C.c_uint32),
+        ("n_head_kv", C.c_uint32),
+        ("n_embd_head_k", C.c_uint32),
+        ("n_embd_head_v", C.c_uint32),
+        ("type_k", C.c_int32),
+        ("type_v", C.c_int32),
+    ]
+
+
 class DeviceTimes(C.Structure):
     """restkv_device_times"""
 
@@ -279,6 +292,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_device_count": (C.c_uint32, []),
     "restkv_get_device": (C.c_int, [C.c_uint32, C.POINTER(Device)]),
     "restkv_distrust": (C.c_int, [C.c_char_p, C.c_char_p]),
+    "restkv_plan_graph": (
+        C.c_int,
+        [C.POINTER(Params), C.POINTER(LayerShape), C.c_char_p, C.POINTER(C.c_uint64), C.POINTER(C.c_uint64)],
+    ),
     "restkv_compact_on": (
         C.c_int,
         [C.c_char_p, C.c_int32, *[C.c_uint32] * 3, C.c_void_p, C.c_void_p, C.c_void_p, C.c_uint32, C.c_uint64],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,20 @@ from evicting import Evicting
 from restkv_local import Engine, fitting
 from restkv_local.check.devices import Device
 from restkv_local.config import DEVICE_MARGIN, EvictConfig
-from restkv_local.device_plan import HOST, Weights, layers_that_fit, plan_devices, read_weights, split_layers
-from restkv_local.errors import ModelError
+from restkv_local.construct import probe_model
+from restkv_local.device_plan import (
+    HOST,
+    GraphMemory,
+    Weights,
+    layers_that_fit,
+    plan_devices,
+    read_weights,
+    split_layers,
+)
+from restkv_local.errors import ConfigError, ModelError
 from restkv_local.facts import memory_of
 from restkv_local.plan import MemoryPlan
-from test_plan import plan
+from test_plan import PROBE, plan
 
 GIB = 1 << 30
 WEIGHTS = Weights((100_000_000,) * 30, 200_000_000)
@@ -48,14 +58,17 @@ def test_layers_are_shared_out_as_llama_cpp_does(gpu_layers: int, shares: list[f
 @given(st.lists(st.integers(DEVICE_MARGIN, 8 * GIB), min_size=1, max_size=3))
 def test_as_many_layers_as_fit(free: list[int]) -> None:
     cache = plan()
-    n = layers_that_fit(WEIGHTS, cache, free, free)
+    graphs = [GraphMemory(300_000_000, 1)] * len(free)
+    n = layers_that_fit(WEIGHTS, cache, free, free, graphs)
     per_layer = (cache.kv_bytes + cache.ring_bytes + cache.wo_bytes) // 30
 
     def fits(n: int) -> bool:
         held = [0] * len(free)
-        for layer, device in enumerate(split_layers(30, n, free)):
+        split = split_layers(30, n, free)
+        for layer, device in enumerate(split):
             if device >= 0:
                 held[device] += WEIGHTS.output if layer == 30 else WEIGHTS.layers[layer] + per_layer
+        held = [use + 300_000_000 * (device in split[:30]) for device, use in enumerate(held)]
         return all(use <= bytes_ - DEVICE_MARGIN for use, bytes_ in zip(held, free, strict=True))
 
     assert n == 0 or fits(n)
@@ -83,10 +96,15 @@ def test_sizes_of_weights(tmp_path: Path) -> None:
 
 
 def test_minus_one_is_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(found: list[Device], layers: int = -1, **options: Any) -> tuple[int, str]:
+    def asked(
+        found: list[Device],
+        layers: int = -1,
+        graphs: Callable[[str], GraphMemory | None] = lambda device: None,
+        **options: Any,
+    ) -> tuple[int, str]:
         monkeypatch.setattr(fitting, "devices", lambda: found)
         monkeypatch.setattr(fitting, "read_weights", lambda path: WEIGHTS)
-        return fitting.fit(Path("m.gguf"), plan(), layers, options)
+        return fitting.fit(Path("m.gguf"), plan(), layers, options, graphs)
 
     assert asked([gpu(0, 1)], 7) == (7, ""), "a number is taken as it is"
     assert asked([]) == (-1, "")
@@ -95,16 +113,67 @@ def test_minus_one_is_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked([gpu(0, 24 * GIB)]) == (-1, "")
     n, said = asked([gpu(0, 2 * GIB)])
     assert 0 < n < 31 and said == f"{n} of 31 layers fit on GPU0 with their cells; the others stay on the CPU"
+    fewer, _ = asked([gpu(0, 2 * GIB)], graphs=lambda device: GraphMemory(GIB // 2, 0))
+    assert 0 < fewer < n, "the work memory of the graphs counts"
     two, _ = asked([gpu(0, 2 * GIB), gpu(1, 2 * GIB)])
     assert two > n
     assert asked([gpu(0, 24 * GIB), gpu(1, 2 * GIB)], split_mode=0, main_gpu=1)[0] == n
     assert asked([gpu(0, 2 * GIB), gpu(1, 24 * GIB)], tensor_split=[1.0])[0] == n
 
 
+def foreseen(engine: Engine, device: str) -> dict[str, GraphMemory]:
+    """What the graphs of a device will take, if it runs any."""
+    probe = probe_model(engine.plan.model, 1, 1)
+    memory = fitting.graph_memory(engine.plan, probe, engine.evict, device)
+    return {} if memory is None else {device: memory}
+
+
+@pytest.mark.parametrize("device", devices.found())
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *[(family, {}) for family in ("llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-oss")],
+        ("llama", {"method": "snapkv", "pooling": "maxpool"}),
+        ("llama", {"method": "streamingllm"}),
+        ("llama", {"use_wo": False, "pooling": "none"}),
+    ],
+    ids=str,
+)
+def test_work_memory_is_foreseen(family: str, changes: dict[str, object], device: str, tmp_path: Path) -> None:
+    """To the byte, whatever the layer's attention: what the allocator of the device is asked for without allocating."""
+    path = models.write_random(tmp_path / "model.gguf", family, seed=2, n_ff=64)
+    options: dict[str, Any] = {}
+    if device != HOST:
+        others = [name for name in devices.found() if name != HOST]
+        options = {"n_gpu_layers": -1, "split_mode": 0, "main_gpu": others.index(device)}
+    evict = EvictConfig(budget=160, reserve=224, stages="graph").with_(**changes)
+    engine = Engine(path, 1024, evict, kv_type=("q8_0", "f16"), **options)
+    report = engine.report()
+    expected = foreseen(engine, device)[device]
+    engine.close()
+    if report.backend_reason:
+        pytest.skip(report.backend_reason)
+    found = {memory.device: memory.graph_bytes for memory in report.memory}
+    if device == HOST:
+        assert found[HOST] == expected.device_bytes + expected.host_bytes
+    else:
+        assert (found[device], found[HOST]) == (expected.device_bytes, expected.host_bytes)
+    assert min(expected.device_bytes, expected.host_bytes) > 0
+
+
+def test_no_work_memory_without_graphs() -> None:
+    graph = {"stages": "graph"}
+    for changes in ({}, {"stages": "fused"}, graph | {"allocation": "ada"}, graph | {"method": "h2o"}):
+        evict = EvictConfig().with_(**changes)
+        assert fitting.graph_memory(plan(**changes), PROBE, evict, HOST) is None
+    with pytest.raises(ConfigError, match="no device 'GPU9'"):
+        fitting.graph_memory(plan(stages="graph"), PROBE, EvictConfig(stages="graph"), "GPU9")
+
+
 @pytest.mark.parametrize("device", devices.found())
 @pytest.mark.parametrize("gpu_layers", [-1, 3])
 def test_plan_is_what_is_allocated(device: str, gpu_layers: int, tmp_path: Path) -> None:
-    """Cells, queries and factors exactly; and the report says the same as the library."""
+    """Cells, queries, factors and work memory exactly; and the report says the same as the library."""
     path = models.write_random(tmp_path / "model.gguf", "llama", seed=2, n_layer=4, n_ff=64)
     options: dict[str, Any] = {}
     if device != HOST:
@@ -114,13 +183,13 @@ def test_plan_is_what_is_allocated(device: str, gpu_layers: int, tmp_path: Path)
     report = engine.report()
     engine.close()
     n = 0 if device == HOST else 4 if gpu_layers < 0 else gpu_layers - 1
-    expected = plan_devices(engine.plan, [HOST] * (4 - n) + [device] * n)
+    expected = plan_devices(engine.plan, [HOST] * (4 - n) + [device] * n, foreseen(engine, device))
     found = {memory.device: memory for memory in report.memory}
     assert sum(memory.layers for memory in report.memory) == 4
     for row in expected:
         memory = found[row.device]
-        assert (memory.layers, memory.kv_bytes, memory.ring_bytes, memory.wo_bytes) == (
-            row.layers, row.kv_bytes, row.ring_bytes, row.wo_bytes,
+        assert (memory.layers, memory.kv_bytes, memory.ring_bytes, memory.wo_bytes, memory.graph_bytes) == (
+            row.layers, row.kv_bytes, row.ring_bytes, row.wo_bytes, row.graph_bytes,
         )  # fmt: skip
         assert memory.compute_bytes > 0 and memory.weights_bytes > 0
         assert (memory.graph_bytes > 0) == (n > 0)  # scores pass through memory of the host
@@ -156,7 +225,10 @@ def test_a_full_cache_has_its_memory_too(tmp_path: Path) -> None:
 
 def test_a_plan_names_every_layer() -> None:
     with pytest.raises(ValueError, match="30 evicting layers, not 2"):
-        plan_devices(plan(), [HOST, HOST])
-    rows = plan_devices(plan(), [HOST] * 10 + ["CUDA0"] * 20, graphs=False)
+        plan_devices(plan(), [HOST, HOST], {})
+    rows = plan_devices(plan(), [HOST] * 10 + ["CUDA0"] * 20, {})
     assert [(row.device, row.layers) for row in rows] == [(HOST, 10), ("CUDA0", 20)]
     assert sum(row.kv_bytes for row in rows) == plan().kv_bytes and rows[1].wo_bytes == 0
+    rows = plan_devices(plan(), [HOST] * 10 + ["CUDA0"] * 20, {"CUDA0": GraphMemory(7, 5), "CUDA1": GraphMemory(9, 9)})
+    assert [(row.device, row.graph_bytes) for row in rows] == [(HOST, 5), ("CUDA0", 7)]
+    assert rows[1].wo_bytes == plan().wo_bytes * 20 // 30

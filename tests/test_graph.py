@@ -133,6 +133,17 @@ def test_positions_with_gaps(device: str) -> None:
 
 
 @each_device
+@pytest.mark.parametrize("sharp", [0.5, 4.0])
+def test_drift_is_right_to_a_position(sharp: float, device: str) -> None:
+    """With one position to a step the kernel and the shift show the drift, which a search without a sort finds."""
+    data = random_arrays(11, n=1500, d=32, window=16)
+    data["q_win"] = data["q_win"] * np.float32(sharp)
+    params = {"method": "restkv", "budget": 400, "window": 16, "scale": 1, "kernel": 1}
+    fused, graph = (kernels.score(**data, backend=way, **params) for way in ("cpu", f"graph:{device}"))
+    assert len(set(fused[3])) > 2, "heads drift apart"
+    assert np.abs(graph[3] - fused[3]).max() <= 2 and np.abs(graph[4] - fused[4]).max() <= 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -22,7 +22,8 @@ inline uint32_t restkv_graph_panel(size_t tile_floats, size_t width, uint32_t n)
 class restkv_graph_builder {
 public:
     restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx, const restkv_graph_layer & layer,
-                         const restkv_graph_cells & cells, const restkv_graph::tile & tile);
+                         const restkv_graph_cells & cells, const restkv_graph::lane & lane,
+                         const restkv_graph::tile & tile);
 
     static constexpr size_t NODES_MAX = 16384;
 
@@ -60,6 +61,7 @@ private:
     ggml_context * const       ctx;
     const restkv_graph_layer & layer;
     const restkv_graph_cells & cells;
+    const restkv_graph::lane & lane;
     const restkv_graph::tile   tile;
     const restkv_graph::layout at;
     const uint32_t             g;

@@ -89,11 +89,8 @@ std::string restkv_cache::init_graph(ggml_backend_buffer_type_t buft, const std:
     for (const uint32_t l : members) {
         shapes.push_back(graph_layer(layers[l]));
     }
-    restkv_graph::sizes most = { kv.get_size(), params.window, params.budget, 0 };
-    if (!restkv_graph_attends(restkv_graph_kind_of(params))) {
-        most.n_rows = 1;  // no queries
-    }
-    auto graph = std::make_unique<restkv_graph>(device, buft, params, most, shapes);
+    const restkv_graph::sizes most  = restkv_graph::sizes_of(params, kv.get_size());
+    auto                      graph = std::make_unique<restkv_graph>(device, buft, params, most, shapes);
 
     std::string reason;
     uint32_t    n = 0;

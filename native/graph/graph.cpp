@@ -85,13 +85,18 @@ static bool is_exact(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft)
 
 restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
                            const sizes & most, const std::vector<restkv_graph_layer> & layers) :
+    restkv_graph(device, buft, params, most, layers, false) {}
+
+restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
+                           const sizes & most, const std::vector<restkv_graph_layer> & layers, bool dry) :
     device(device),
     exact(restkv_graph_kind_of(params) == RESTKV_GRAPH_MOVES || is_exact(device, buft)),
     buft(buft),
     params(params),
     kind(restkv_graph_kind_of(params)),
     most{ most.n_cells, most.n_rows, most.n_kept, most.tile_floats > 0 ? most.tile_floats : TILE_FLOATS },
-    inputs_ctx(ggml_init({ 9 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true })),
+    dry(dry),
+    inputs_ctx(ggml_init({ 12 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true })),
     memory_score(ggml_gallocr_new(buft)),
     memory_move(ggml_gallocr_new(buft)) {
     restkv_graph_layer largest;  // in every size
@@ -109,18 +114,36 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
     whole.n_cells = whole.n_past = most.n_cells;
     whole.n_rows                 = most.n_rows;
     whole.drift_top              = params.pooling == RESTKV_POOLING_ADAPTIVE ? 1 : 0;
-    const int64_t  rows          = most.n_rows;
-    ggml_context * ctx           = inputs_ctx.get();
-    slots                        = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, rows);
-    weights                      = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows);
-    mask                         = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows * rows);
-    sinks                        = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head);
-    pos                          = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_head_kv * most.n_cells);
-    kept                         = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) n_head_kv * most.n_kept);
-    n_results                    = kind == RESTKV_GRAPH_MOVES ? 1 : layout_of(largest, whole).total;
-    results                      = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_results);
-    inputs                       = allocate(ctx, buft, "the inputs of an eviction");
+    init_lanes();
+    const int64_t  rows = most.n_rows;
+    ggml_context * ctx  = inputs_ctx.get();
+    slots               = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, rows);
+    weights             = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows);
+    mask                = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows * rows);
+    n_results           = kind == RESTKV_GRAPH_MOVES ? 1 : layout_of(largest, whole).total;
+    for (lane & x : lanes) {
+        x.sinks   = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head);
+        x.pos     = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_head_kv * most.n_cells);
+        x.results = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_results);
+    }
+    for (batch & x : batches) {
+        x.kept = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) n_head_kv * most.n_kept);
+    }
+    if (dry) {
+        measured.device = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft);
+        inputs.reset(ggml_backend_buft_alloc_buffer(buft, 0));
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+            t->buffer = inputs.get();  // so that the allocator of a graph leaves it alone
+        }
+    } else {
+        inputs = allocate(ctx, buft, "the inputs of an eviction");
+    }
     init_staging();
+}
+
+restkv_graph::sizes restkv_graph::sizes_of(const restkv_params & params, uint32_t n_cells) {
+    const bool attends = restkv_graph_attends(restkv_graph_kind_of(params));
+    return { n_cells, attends ? params.window : 1, params.budget, 0 };
 }
 
 ggml_tensor * restkv_graph::keep_factors(const float * data, uint32_t d_v, uint32_t n_head) {
@@ -218,7 +241,7 @@ std::string restkv_graph::missing(const restkv_graph_layer & layer) const {
         }
     }
     const ggml_context_ptr moves  = new_context();
-    std::string            lacked = ask(build_moves(moves.get(), layer, most.n_kept, 0));
+    std::string            lacked = ask(build_moves(moves.get(), layer, batches[0].kept, most.n_kept, 0));
     if (lacked.empty() && kind != RESTKV_GRAPH_MOVES) {
         worst_case w;
         fill(w, layer, params, most);
@@ -228,30 +251,49 @@ std::string restkv_graph::missing(const restkv_graph_layer & layer) const {
                    std::to_string(most.n_rows);
         }
         const ggml_context_ptr     scoring = new_context();
-        const restkv_graph_builder built(*this, scoring.get(), w.layer, w.cells, t);
+        const restkv_graph_builder built(*this, scoring.get(), w.layer, w.cells, lanes[0], t);
         lacked = ask(built.gf);
     }
     return lacked;
 }
 
 void restkv_graph::reserve(const restkv_graph_layer & layer) {
+    const auto take = [&](ggml_gallocr_t memory, ggml_cgraph * gf) {
+        if (dry) {
+            size_t n = 0;
+            ggml_gallocr_reserve_n_size(memory, gf, nullptr, nullptr, &n);
+            measured.device += n;
+            return true;
+        }
+        return ggml_gallocr_reserve(memory, gf);
+    };
     bool done;
     {
         const ggml_context_ptr ctx = new_context();
-        done = ggml_gallocr_reserve(memory_move.get(), build_moves(ctx.get(), layer, most.n_kept, 0));
+        done = take(memory_move.get(), build_moves(ctx.get(), layer, batches[0].kept, most.n_kept, 0));
     }
     if (done && kind != RESTKV_GRAPH_MOVES) {
         worst_case w;
         fill(w, layer, params, most);
         const ggml_context_ptr     ctx = new_context();
-        const restkv_graph_builder built(*this, ctx.get(), w.layer, w.cells,
+        const restkv_graph_builder built(*this, ctx.get(), w.layer, w.cells, lanes[0],
                                          tile_of(layer, most.n_cells + 1, most.n_rows));
-        done = ggml_gallocr_reserve(memory_score.get(), built.gf);
+        done = take(memory_score.get(), built.gf);
     }
     if (!done) {
         throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft) +
                                  " for an eviction");
     }
+}
+
+restkv_graph::needs restkv_graph::measure(ggml_backend_dev_t device, const restkv_params & params, const sizes & most,
+                                          const restkv_graph_layer & layer) {
+    restkv_graph graph(device, ggml_backend_dev_buffer_type(device), params, most, { layer }, true);
+    if (!graph.missing(layer).empty()) {
+        return {};
+    }
+    graph.reserve(layer);
+    return graph.measured;
 }
 
 size_t restkv_graph::factor_bytes() const {

@@ -110,6 +110,19 @@ public:
         size_t   tile_floats;  // largest intermediate tensor; 0: the default
     };
 
+    // Of a cache with these settings and so many cells.
+    static sizes sizes_of(const restkv_params & params, uint32_t n_cells);
+
+    // What a layer's graphs take, factors aside: as bytes() and host_bytes() after reserve(), allocating nothing. Its
+    // tensors need no memory.
+    struct needs {
+        size_t device;
+        size_t host;
+    };
+
+    static needs measure(ggml_backend_dev_t device, const restkv_params & params, const sizes & most,
+                         const restkv_graph_layer & layer);
+
     // Throws std::runtime_error when the device has no memory for the inputs.
     restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
                  const sizes & most, const std::vector<restkv_graph_layer> & layers);
@@ -159,27 +172,34 @@ private:
 
     struct tile;
 
+    restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
+                 const sizes & most, const std::vector<restkv_graph_layer> & layers, bool dry);
+
     // Where a layer's results lie, in floats.
     struct layout {
         size_t abar, distances, values, lengths, dots, sum, drift, total;  // values: others of all heads, then dominant
     };
 
-    // On the host, what one layer under way needs until it is finished.
+    // What one layer under way needs until it is finished.
     struct lane {
-        ggml_backend_event_ptr        read;   // its results are there
-        std::vector<ggml_context_ptr> built;  // its graphs
+        ggml_backend_event_ptr        read;     // its results are there
+        std::vector<ggml_context_ptr> built;    // its graphs
         restkv_graph_scores           scores;
-        float *                       results;
-        float *                       pos;
-        float *                       sinks;
-        size_t                        n_results = 0;
+        ggml_tensor *                 sinks;    // F32 [n_head]
+        ggml_tensor *                 pos;      // F32 [n_head_kv * n_cells], the first position of each head is 0
+        ggml_tensor *                 results;  // F32 [n_results], see layout
+        float *                       host_sinks;
+        float *                       host_pos;
+        float *                       host_results;
+        size_t                        n_used = 0;  // of the results
     };
 
-    // On the host, the rows of one move that the device has not read yet.
+    // The rows of one move that may still be under way.
     struct batch {
         ggml_backend_event_ptr read;
         ggml_context_ptr       built;
-        int32_t *              kept;
+        ggml_tensor *          kept;  // I32 [n_head_kv * n_kept]
+        int32_t *              host_kept;
         bool                   used = false;
     };
 
@@ -188,28 +208,26 @@ private:
     ggml_context_ptr new_context() const;
     void             run(ggml_gallocr_t memory, ggml_cgraph * gf);
     void             settle(const ggml_cgraph * gf);
+    void             init_lanes();
     void             init_staging();
     void             put(ggml_tensor * to, const void * data, size_t bytes);
-    ggml_cgraph *    build_moves(ggml_context * ctx, const restkv_graph_layer & layer, uint32_t n_kept,
-                                 uint32_t first) const;
+    ggml_cgraph * build_moves(ggml_context * ctx, const restkv_graph_layer & layer, ggml_tensor * kept, uint32_t n_kept,
+                              uint32_t first) const;
 
     const ggml_backend_buffer_type_t buft;
     const restkv_params &            params;
     const restkv_graph_kind          kind;
     const sizes                      most;
+    const bool                       dry;            // only measures
     uint32_t                         n_head    = 1;  // most of a layer
     uint32_t                         n_head_kv = 1;
     ggml_backend_t                   backend   = nullptr;
 
     ggml_context_ptr        inputs_ctx;
-    ggml_backend_buffer_ptr inputs;
+    ggml_backend_buffer_ptr inputs;   // dry: empty
     ggml_tensor *           slots;    // I32 [n_rows]
     ggml_tensor *           weights;  // F32 [n_rows]
     ggml_tensor *           mask;     // F32 [n_rows * n_rows] of the newest cells
-    ggml_tensor *           sinks;    // F32 [n_head]
-    ggml_tensor *           pos;      // F32 [n_head_kv * n_cells], the first position of each head is 0
-    ggml_tensor *           kept;     // I32 [n_head_kv * n_kept]
-    ggml_tensor *           results;  // F32 [n_results], see layout
     size_t                  n_results;
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> factors;
@@ -217,6 +235,8 @@ private:
     ggml_gallocr_ptr             memory_score;
     ggml_gallocr_ptr             memory_move;
     std::unordered_set<uint64_t> shapes;  // of the graphs that have had their place in this memory
+
+    needs measured = {};                  // dry: so far
 
     ggml_backend_buffer_ptr staging;      // on the host
     std::vector<lane>       lanes;        // 2, or 1 where all is waited for

@@ -9,7 +9,7 @@
 void restkv_graph_builder::give_kv(ggml_tensor * t, size_t at, size_t stride) {
     constexpr size_t F    = sizeof(float);
     const size_t     head = stride * F;
-    ggml_tensor *    to   = ggml_view_2d(ctx, graph.results, t->ne[0], T, head, at * F + head * tile.head);
+    ggml_tensor *    to   = ggml_view_2d(ctx, lane.results, t->ne[0], T, head, at * F + head * tile.head);
     ggml_build_forward_expand(gf, ggml_cpy(ctx, ggml_reshape_2d(ctx, t, t->ne[0], T), to));
 }
 

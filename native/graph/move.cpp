@@ -22,8 +22,8 @@ static ggml_tensor * as_words(ggml_context * ctx, ggml_tensor * cache, size_t ro
 
 // A piece of cells at a time through work memory: a piece is read before it is written, and a kept cell never moves
 // back past cells that are still to be read (kept[i] >= i, ascending).
-ggml_cgraph * restkv_graph::build_moves(ggml_context * ctx, const restkv_graph_layer & layer, uint32_t n_kept,
-                                        uint32_t first) const {
+ggml_cgraph * restkv_graph::build_moves(ggml_context * ctx, const restkv_graph_layer & layer, ggml_tensor * kept,
+                                        uint32_t n_kept, uint32_t first) const {
     ggml_cgraph * gf = ggml_new_graph_custom(ctx, 4096, false);  // 4 nodes a piece
     for (const auto & [cache, d] : { std::pair(layer.k, layer.d_k), std::pair(layer.v, layer.d_v) }) {
         const size_t   row   = ggml_row_size(cache->type, d);

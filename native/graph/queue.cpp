@@ -1,8 +1,9 @@
 // The layers of one eviction handed to a device one after the other, and what comes back. While the host selects the
 // cells of a layer, the device scores the next one.
 //
-// A backend runs in order what it is given. So one set of tensors on the device is enough: inputs are written, and results
-// read, between the graphs of one layer and those of the next. On the host each layer under way has its own memory.
+// A backend runs in order the graphs that it is given, but may copy beside them: Vulkan writes through a queue of its own
+// where a device has one. So each layer under way has its own inputs and results, on the device and on the host, and they
+// are used again when its event has come. Only work memory is shared.
 
 #include "build.h"
 #include "graph.h"
@@ -11,45 +12,51 @@
 #include <cmath>
 #include <stdexcept>
 
-// Copies may be left to a device only in memory that it reads itself: elsewhere a backend may keep them for its own next
-// wait, or make the caller wait. Events say when one is done.
-void restkv_graph::init_staging() {
+// Two layers may be under way where a device has a queue, and events that say how far it is.
+void restkv_graph::init_lanes() {
     ggml_backend_dev_props props;
     ggml_backend_dev_get_props(device, &props);
-    const ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(device);
-
-    const size_t rows   = most.n_rows;
-    const size_t n_pos  = kind == RESTKV_GRAPH_MOVES ? 0 : (size_t) n_head_kv * most.n_cells;
-    const size_t lane   = n_results + n_head + n_pos;
-    const size_t batch  = (size_t) n_head_kv * most.n_kept;
-    const auto   events = [&](auto & list) {
-        bool all = true;
+    const auto events = [&](auto & list) {
+        list.resize(2);
         for (auto & x : list) {
             x.read.reset(ggml_backend_event_new(device));
-            all = all && x.read;
         }
-        return all;
+        return list[0].read && list[1].read;
     };
-    lanes.resize(2);
-    batches.resize(2);
-    const auto fill = [&](ggml_backend_buffer_type_t type) {
+    if (!props.caps.async || !events(lanes) || !events(batches)) {
+        lanes.resize(1);
+        batches.resize(1);
+    }
+}
+
+// Copies may be left to a device only in memory that it reads itself, where there is such memory: elsewhere a backend may
+// keep them for its own next wait, or make the caller wait.
+void restkv_graph::init_staging() {
+    const ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(device);
+
+    const size_t rows  = most.n_rows;
+    const size_t n_pos = kind == RESTKV_GRAPH_MOVES ? 0 : (size_t) n_head_kv * most.n_cells;
+    const size_t lane  = n_results + n_head + n_pos;
+    const size_t batch = (size_t) n_head_kv * most.n_kept;
+    const auto   fill  = [&](ggml_backend_buffer_type_t type) {
         const size_t words = rows * rows + 2 * rows + lanes.size() * (lane + batch);
+        if (dry) {
+            measured.host = words * sizeof(float);
+            return true;
+        }
         staging.reset(ggml_backend_buft_alloc_buffer(type, words * sizeof(float)));
         if (!staging) {
             throw std::runtime_error("not enough memory on the host for the scores of a layer");
         }
         return ggml_backend_buffer_get_type(staging.get()) == type;
     };
-    bool queues = props.caps.async && events(lanes) && events(batches);
-    if (queues) {
-        queues = fill(pinned ? pinned : ggml_backend_cpu_buffer_type());
-    }
-    if (!queues) {
-        lanes.clear();
-        batches.clear();
+    if (!fill(ahead() && pinned ? pinned : ggml_backend_cpu_buffer_type())) {
         lanes.resize(1);
         batches.resize(1);
         fill(ggml_backend_cpu_buffer_type());
+    }
+    if (dry) {
+        return;
     }
     float *    next = (float *) ggml_backend_buffer_get_base(staging.get());
     const auto take = [&](size_t n) {
@@ -61,12 +68,12 @@ void restkv_graph::init_staging() {
     host_weights = take(rows);
     host_mask    = take(rows * rows);
     for (auto & x : lanes) {
-        x.results = take(n_results);
-        x.sinks   = take(n_head);
-        x.pos     = take(n_pos);
+        x.host_results = take(n_results);
+        x.host_sinks   = take(n_head);
+        x.host_pos     = take(n_pos);
     }
     for (auto & x : batches) {
-        x.kept = (int32_t *) take(batch);
+        x.host_kept = (int32_t *) take(batch);
     }
 }
 
@@ -144,22 +151,22 @@ void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_ce
     lane &         to     = lanes[n_begun % lanes.size()];
     to.built.clear();
     if (layer.sinks) {
-        std::copy_n(layer.sinks, layer.n_head, to.sinks);
-        put(sinks, to.sinks, layer.n_head * sizeof(float));
+        std::copy_n(layer.sinks, layer.n_head, to.host_sinks);
+        put(to.sinks, to.host_sinks, layer.n_head * sizeof(float));
     }
     if (cells.drift_top > 0) {
         const size_t n = (size_t) layer.n_head_kv * cells.n_cells;
         for (size_t i = 0; i < n; ++i) {
-            to.pos[i] = (float) (cells.pos[i] - cells.pos[i / cells.n_cells * cells.n_cells]);
+            to.host_pos[i] = (float) (cells.pos[i] - cells.pos[i / cells.n_cells * cells.n_cells]);
         }
-        put(pos, to.pos, n * sizeof(float));
+        put(to.pos, to.host_pos, n * sizeof(float));
     }
 
     tile t = tile_of(layer, n_cols, cells.n_rows);
     for (const uint32_t step = t.n_heads; t.head < layer.n_head_kv; t.head += step) {
         t.n_heads = std::min(step, layer.n_head_kv - t.head);
         to.built.push_back(new_context());
-        const restkv_graph_builder built(*this, to.built.back().get(), layer, cells, t);
+        const restkv_graph_builder built(*this, to.built.back().get(), layer, cells, to, t);
         settle(built.gf);
         run(memory_score.get(), built.gf);
     }
@@ -170,24 +177,24 @@ void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_ce
     to.scores.n_rows  = cells.n_rows;
     to.scores.n_drift = cells.drift_top;
     if (restkv_graph_attends(kind)) {
-        to.scores.abar = to.results + at.abar;
+        to.scores.abar = to.host_results + at.abar;
     }
     if (kind == RESTKV_GRAPH_OUTPUT) {
-        to.scores.distance2 = to.results + at.distances;
-        to.scores.others    = to.results + at.values;
+        to.scores.distance2 = to.host_results + at.distances;
+        to.scores.others    = to.host_results + at.values;
         to.scores.dominant  = to.scores.others + (size_t) layer.n_head * layer.d_v;
     }
     if (at.dots > at.lengths) {
-        to.scores.lengths2 = to.results + at.lengths;
+        to.scores.lengths2 = to.host_results + at.lengths;
     }
     if (at.sum > at.dots) {
-        to.scores.dots = to.results + at.dots;
-        to.scores.sum  = to.results + at.sum;
+        to.scores.dots = to.host_results + at.dots;
+        to.scores.sum  = to.host_results + at.sum;
     }
-    to.scores.drift = cells.drift_top > 0 ? to.results + at.drift : nullptr;
-    to.n_results    = at.total;
+    to.scores.drift = cells.drift_top > 0 ? to.host_results + at.drift : nullptr;
+    to.n_used       = at.total;
     if (ahead()) {
-        ggml_backend_tensor_get_async(backend, results, to.results, 0, at.total * sizeof(float));
+        ggml_backend_tensor_get_async(backend, to.results, to.host_results, 0, at.total * sizeof(float));
         ggml_backend_event_record(to.read.get(), backend);
     }
     n_begun++;
@@ -199,7 +206,7 @@ restkv_graph_scores restkv_graph::finish() {
         ggml_backend_event_synchronize(from.read.get());
     } else {
         ggml_backend_synchronize(backend);
-        ggml_backend_tensor_get(results, from.results, 0, from.n_results * sizeof(float));
+        ggml_backend_tensor_get(from.results, from.host_results, 0, from.n_used * sizeof(float));
     }
     return from.scores;
 }
@@ -227,11 +234,11 @@ void restkv_graph::move(const restkv_graph_layer & layer, const int32_t * cells,
         ggml_backend_event_synchronize(x.read.get());
     }
     const size_t n = (size_t) layer.n_head_kv * n_kept;
-    std::copy_n(cells, n, x.kept);
-    put(kept, x.kept, n * sizeof(int32_t));
+    std::copy_n(cells, n, x.host_kept);
+    put(x.kept, x.host_kept, n * sizeof(int32_t));
     // One piece is in work memory at a time, so that this never outgrows what was reserved.
     x.built = new_context();
-    run(memory_move.get(), build_moves(x.built.get(), layer, n_kept, first));
+    run(memory_move.get(), build_moves(x.built.get(), layer, x.kept, n_kept, first));
     if (ahead()) {
         ggml_backend_event_record(x.read.get(), backend);
         x.used = true;
