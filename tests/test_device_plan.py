@@ -163,7 +163,7 @@ def test_work_memory_is_foreseen(family: str, changes: dict[str, object], device
 
 def test_no_work_memory_without_graphs() -> None:
     graph = {"stages": "graph"}
-    for changes in ({}, {"stages": "fused"}, graph | {"allocation": "ada"}, graph | {"method": "h2o"}):
+    for changes in ({}, {"stages": "fused"}, graph | {"allocation": "ada"}, graph | {"metric_mode": "before"}):
         evict = EvictConfig().with_(**changes)
         assert fitting.graph_memory(plan(**changes), PROBE, evict, HOST) is None
     with pytest.raises(ConfigError, match="no device 'GPU9'"):

@@ -144,6 +144,7 @@ def test_drift_is_right_to_a_position(sharp: float, device: str) -> None:
     assert np.abs(graph[3] - fused[3]).max() <= 2 and np.abs(graph[4] - fused[4]).max() <= 1
 
 
+@each_device
 @pytest.mark.parametrize(
     "changes",
     [
