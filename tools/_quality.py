@@ -30,7 +30,7 @@ _PARTS = (
     "restkv:window=64,restkv,restkv:indicator=attention,restkv:indicator=attention-value-norm,restkv:use_wo=False,"
     "restkv:rows=mean,restkv:rows=last,restkv:pooling=none,restkv:pooling=avgpool,restkv:pooling=maxpool,"
     "restkv:kernel=5,restkv:kernel=11,restkv:kernel=41,restkv:window=16,restkv:reduce=max,restkv:metric_mode=before,"
-    "restkv:alpha=0.1,restkv:window=64:rows=mean"
+    "restkv:alpha=0.1,restkv:alpha=none,restkv:window=64:rows=mean"
 )
 _SHARED_OUT = ",".join(
     method + allocation
