@@ -46,7 +46,7 @@ COMMANDS: dict[str, str] = {
         "restkv-eval fidelity --kinds prose,code,dialogue --contexts 2048 --budgets 128,512 --methods all "
         "--seeds 0,1,2 --samples 1"
     ),
-    "allocation": f"{_FIDELITY} --budgets 128,512 --methods {_SHARED_OUT} --seeds 0,1,2 --samples 1",
+    "allocation": f"{_FIDELITY} --budgets 128,512 --methods {_SHARED_OUT} --seeds 0 --samples 1",
     "ablation": f"{_FIDELITY} --budgets 128,512 --methods {_PARTS} --seeds 0,1,2 --samples 1",
     "needle-budgets": (
         "restkv-eval niah --kinds passkey,sentence --contexts 2048 --budgets 128,512 --methods all"
