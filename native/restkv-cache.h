@@ -185,6 +185,10 @@ private:
                           struct layer_kept & kept) const;
     void        evict_heads(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
                             std::vector<restkv_scratch> & scratch, uint32_t n_threads, struct layer_kept & kept) const;
+    uint32_t    choose_one_set(const layer_state & layer, uint32_t n_past, restkv_scratch & scratch,
+                               const std::function<void(uint32_t)> & score_of) const;
+    void        move_votes(const struct layer_data & data, uint32_t head_kv, const int32_t * kept, uint32_t n_kept,
+                           uint32_t n_end) const;
     void evict_layer_task(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
                           restkv_scratch & scratch, struct layer_kept & kept) const;
     void evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
@@ -210,8 +214,6 @@ private:
     void choose_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
                      const layer_data & data, const int32_t * pos, bool drifts, const restkv_graph_scores & scores,
                      restkv_scratch & scratch) const;
-    void choose_one_set(const layer_state & layer, uint32_t n_past, restkv_scratch & scratch,
-                        const std::function<void(uint32_t)> & score_of) const;
     void keep_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan, const layer_data & data,
                    const int32_t * pos, const restkv_scratch & scratch, int32_t * kept, struct layer_kept & out) const;
     std::vector<int32_t> positions(const layer_state & layer, const struct evict_plan & plan) const;

@@ -115,31 +115,45 @@ void restkv_cache::move_task(const layer_state & layer, uint32_t head_kv, const 
     for (uint32_t i = 0; i < n_kept; ++i) {
         table[i] = scratch.pos[kept[i]];
     }
-    if (data.sums) {
-        float * sums = data.sums + (size_t) head_kv * params.capacity;
-        for (uint32_t i = 0; i < n_kept; ++i) {
-            sums[i] = sums[kept[i]];
-        }
-        std::fill(sums + n_kept, sums + plan.n_end, 0.0f);
-    }
+    move_votes(data, head_kv, kept, n_kept, plan.n_end);
     out.held[head_kv] = n_kept;
     scratch.times.compact += ggml_time_us() - t_start;
+}
+
+// The best past cells of a whole layer, by the sum of its heads' scores, into s.kept; returns how many. score_of: fills
+// s.row with the scores of a KV head, n_past of them.
+uint32_t restkv_cache::choose_one_set(const layer_state & layer, uint32_t n_past, restkv_scratch & s,
+                                      const std::function<void(uint32_t)> & score_of) const {
+    std::vector<float> total(n_past, 0.0f);
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        score_of(h);
+        for (uint32_t j = 0; j < n_past; ++j) {
+            total[j] += s.row[j];
+        }
+    }
+    return restkv_select_top(total.data(), n_past, layer.budget - layer.n_window, s.kept.data());
+}
+
+// The votes of cells that move go with them.
+void restkv_cache::move_votes(const layer_data & data, uint32_t head_kv, const int32_t * kept, uint32_t n_kept,
+                              uint32_t n_end) const {
+    if (!data.sums) {
+        return;
+    }
+    float * sums = data.sums + (size_t) head_kv * params.capacity;
+    for (uint32_t i = 0; i < n_kept; ++i) {
+        sums[i] = sums[kept[i]];
+    }
+    std::fill(sums + n_kept, sums + n_end, 0.0f);
 }
 
 // All KV heads of a layer keep one set, by the mean of their scores; so they hold the same positions at all times.
 void restkv_cache::evict_layer_task(const layer_state & layer, const evict_plan & plan, const layer_data & data,
                                     restkv_scratch & scratch, layer_kept & out) const {
-    const uint32_t     n_past = held(layer, 0) + (uint32_t) plan.tail_pos.size() - plan.n_guide - layer.n_window;
-    uint32_t           n_keep = 0;
-    std::vector<float> total(n_past, 0.0f);
+    const uint32_t n_past = held(layer, 0) + (uint32_t) plan.tail_pos.size() - plan.n_guide - layer.n_window;
+    const uint32_t n_keep =
+        choose_one_set(layer, n_past, scratch, [&](uint32_t h) { score_task(layer, h, plan, data, scratch, false); });
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        n_keep = score_task(layer, h, plan, data, scratch, false);
-        for (uint32_t j = 0; j < n_past; ++j) {
-            total[j] += scratch.row[j];
-        }
-    }
-    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        restkv_select_top(total.data(), n_past, n_keep, scratch.kept.data());
         fill_pos(layer, h, plan, scratch.pos);
         move_task(layer, h, plan, data, scratch, n_keep, out);
     }

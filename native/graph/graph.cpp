@@ -182,8 +182,8 @@ restkv_graph::layout restkv_graph::layout_of(const restkv_graph_layer & layer, c
     at.values                 = at.distances + (with_output ? n * cells.n_past : 0);
     at.lengths                = at.values + (with_output ? 2 * n * layer.d_v : 0);
     at.dots                   = at.lengths + (with_lengths ? n_kv * cells.n_past : 0);
-    at.sum                    = at.dots + (with_angles ? n_kv * cells.n_past : 0);
-    at.drift                  = at.sum + (with_angles ? n_kv * layer.d_k : 0);
+    at.mean                   = at.dots + (with_angles ? n_kv * cells.n_past : 0);
+    at.drift                  = at.mean + (with_angles ? n_kv * layer.d_k : 0);
     at.total                  = at.drift + (cells.drift_top > 0 ? n * cells.n_rows * 4 : 0);
     return at;
 }

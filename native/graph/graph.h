@@ -82,7 +82,7 @@ struct restkv_graph_scores {
     const float * dominant  = nullptr;  // [n_head][d_v] the weighted value of that cell
     const float * lengths2  = nullptr;  // [n_head_kv][n_past] squared lengths of keys or values, or null
     const float * dots      = nullptr;  // [n_head_kv][n_past] keys times the mean of all unit keys, or null
-    const float * sum       = nullptr;  // [n_head_kv][d_k] that mean
+    const float * mean      = nullptr;  // [n_head_kv][d_k] that mean
     const float * drift     = nullptr;  // [n_head][n_rows][4] see restkv_graph_drift(), or null
 };
 
@@ -175,9 +175,9 @@ private:
     restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
                  const sizes & most, const std::vector<restkv_graph_layer> & layers, bool dry);
 
-    // Where a layer's results lie, in floats.
+    // Where a layer's results lie, in floats. values: others of all heads, then dominant.
     struct layout {
-        size_t abar, distances, values, lengths, dots, sum, drift, total;  // values: others of all heads, then dominant
+        size_t abar, distances, values, lengths, dots, mean, drift, total;
     };
 
     // What one layer under way needs until it is finished.

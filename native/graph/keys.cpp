@@ -2,6 +2,7 @@
 // values.
 
 #include "build.h"
+#include "methods/methods.h"
 
 #include <algorithm>
 
@@ -24,9 +25,9 @@ void restkv_graph_builder::lengths(ggml_tensor * cache, uint32_t d) {
     }
 }
 
-// The sum of the unit keys of the text, without a guide behind the window; and each past key's product with it.
+// The mean of the unit keys of the text, without a guide behind the window; and each past key's product with it.
 void restkv_graph_builder::angles() {
-    constexpr float LENGTH2_MIN = 1e-24f;  // a key of length 0 points nowhere
+    constexpr float LENGTH2_MIN = (float) (RESTKV_KEY_LENGTH_MIN * RESTKV_KEY_LENGTH_MIN);
 
     const uint32_t d      = layer.d_k;
     const uint32_t n_text = std::min(cells.n_past + graph.params.window, cells.n_cells);
@@ -41,12 +42,12 @@ void restkv_graph_builder::angles() {
         sum                 = sum ? ggml_add(ctx, sum, part) : part;
         ggml_build_forward_expand(gf, sum);
     }
-    sum = ggml_scale(ctx, sum, 1.0f / n_text);  // the scores do not see it, and F16 ends at 65504
-    give_kv(sum, at.sum, d);
-    const factor mean = factor_of(sum, GGML_TYPE_F32);
+    ggml_tensor * mean = ggml_scale(ctx, sum, 1.0f / n_text);  // a sum may be beyond F16
+    give_kv(mean, at.mean, d);
+    const factor m = factor_of(mean, GGML_TYPE_F32);
     for (uint32_t j = 0; j < cells.n_past; j += step) {
         const uint32_t n = std::min(step, cells.n_past - j);
-        ggml_tensor *  x = product(factor_of(rows_of(layer.k, d, j, n), layer.k->type), mean);  // [n, 1, T]
+        ggml_tensor *  x = product(factor_of(rows_of(layer.k, d, j, n), layer.k->type), m);  // [n, 1, T]
         give_kv(x, at.dots + j, cells.n_past);
     }
 }

@@ -82,19 +82,6 @@ void restkv_cache::choose_task(const layer_state & layer, uint32_t h, const evic
     restkv_choose(view, params, drifts, n_keep, s);
 }
 
-// All KV heads of a layer keep one set, by the mean of their scores; n_past: of each head.
-void restkv_cache::choose_one_set(const layer_state & layer, uint32_t n_past, restkv_scratch & s,
-                                  const std::function<void(uint32_t)> & score_of) const {
-    std::vector<float> total(n_past, 0.0f);
-    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        score_of(h);
-        for (uint32_t j = 0; j < n_past; ++j) {
-            total[j] += s.row[j];
-        }
-    }
-    restkv_select_top(total.data(), n_past, layer.budget - layer.n_window, s.kept.data());
-}
-
 // The chosen past cells and the window, into kept[budget] and out.
 void restkv_cache::keep_task(const layer_state & layer, uint32_t h, const evict_plan & plan, const layer_data & data,
                              const int32_t * pos, const restkv_scratch & s, int32_t * kept, layer_kept & out) const {
@@ -104,13 +91,7 @@ void restkv_cache::keep_task(const layer_state & layer, uint32_t h, const evict_
     for (uint32_t i = 0; i < layer.n_window; ++i) {
         kept[n_keep + i] = (int32_t) (n_doc - layer.n_window + i);
     }
-    if (data.sums) {
-        float * sums = data.sums + (size_t) h * params.capacity;
-        for (uint32_t i = 0; i < layer.budget; ++i) {
-            sums[i] = sums[kept[i]];
-        }
-        std::fill(sums + layer.budget, sums + plan.n_end, 0.0f);
-    }
+    move_votes(data, h, kept, layer.budget, plan.n_end);
     for (uint32_t i = 0; i < layer.budget; ++i) {
         out.table[(size_t) h * layer.budget + i] = pos[kept[i]];
     }

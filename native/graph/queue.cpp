@@ -187,9 +187,9 @@ void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_ce
     if (at.dots > at.lengths) {
         to.scores.lengths2 = to.host_results + at.lengths;
     }
-    if (at.sum > at.dots) {
+    if (at.mean > at.dots) {
         to.scores.dots = to.host_results + at.dots;
-        to.scores.sum  = to.host_results + at.sum;
+        to.scores.mean = to.host_results + at.mean;
     }
     to.scores.drift = cells.drift_top > 0 ? to.host_results + at.drift : nullptr;
     to.n_used       = at.total;

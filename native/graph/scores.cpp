@@ -43,9 +43,6 @@ std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n
     return restkv_row_weights(params, n_rows);
 }
 
-// Lengths below this count as it (native/methods/keydiff.cpp).
-static constexpr double LENGTH_MIN = 1e-12;
-
 static void score_keys(const restkv_graph_scores & scores, const restkv_graph_layer & layer, uint32_t hk, float * raw) {
     const uint32_t n  = scores.n_past;
     const float *  l2 = scores.lengths2 + (size_t) hk * n;
@@ -55,15 +52,15 @@ static void score_keys(const restkv_graph_scores & scores, const restkv_graph_la
         }
         return;
     }
-    const float * sum     = scores.sum + (size_t) hk * layer.d_k;
+    const float * mean    = scores.mean + (size_t) hk * layer.d_k;
     const float * dots    = scores.dots + (size_t) hk * n;
     double        squared = 0.0;
     for (uint32_t k = 0; k < layer.d_k; ++k) {
-        squared += (double) sum[k] * sum[k];
+        squared += (double) mean[k] * mean[k];
     }
-    const double scale = 1.0 / std::max(std::sqrt(squared), LENGTH_MIN);
+    const double scale = 1.0 / std::max(std::sqrt(squared), RESTKV_KEY_LENGTH_MIN);
     for (uint32_t j = 0; j < n; ++j) {
-        raw[j] = (float) -(dots[j] * scale / std::max(std::sqrt((double) l2[j]), LENGTH_MIN));
+        raw[j] = (float) -(dots[j] * scale / std::max(std::sqrt((double) l2[j]), RESTKV_KEY_LENGTH_MIN));
     }
 }
 

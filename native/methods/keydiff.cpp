@@ -8,8 +8,6 @@
 
 namespace {
 
-constexpr double LENGTH_MIN = 1e-12;  // a key of length 0 points nowhere
-
 // 1 / length of the n keys of the loaded panel
 void inverse_lengths(const restkv_view & view, const restkv_scratch & scratch, uint32_t n, std::vector<double> & out) {
     std::fill(out.begin(), out.begin() + n, 0.0);
@@ -20,7 +18,7 @@ void inverse_lengths(const restkv_view & view, const restkv_scratch & scratch, u
         }
     }
     for (uint32_t j = 0; j < n; ++j) {
-        out[j] = 1.0 / std::max(std::sqrt(out[j]), LENGTH_MIN);
+        out[j] = 1.0 / std::max(std::sqrt(out[j]), RESTKV_KEY_LENGTH_MIN);
     }
 }
 
@@ -46,7 +44,7 @@ void score(const restkv_view & view, const restkv_params & params, uint32_t, res
     for (const double x : mean) {
         squared += x * x;
     }
-    const double scale = 1.0 / std::max(std::sqrt(squared), LENGTH_MIN);
+    const double scale = 1.0 / std::max(std::sqrt(squared), RESTKV_KEY_LENGTH_MIN);
 
     std::vector<double> cosine(scratch.panel_k);
     for (uint32_t from = 0; from < view.n_past;) {

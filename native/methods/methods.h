@@ -59,6 +59,9 @@ void restkv_sum_attention(const restkv_view & view, const std::vector<float> & w
 void restkv_score_attention(const restkv_view & view, const restkv_params & params, uint32_t drift_top,
                             restkv_scratch & scratch);
 
+// A key that is not longer points nowhere (keydiff).
+constexpr double RESTKV_KEY_LENGTH_MIN = 1e-12;
+
 // ---- of restkv, for every way to run it ----------------------------------------------------------
 
 // distance^tau, where tau acts.
