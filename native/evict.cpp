@@ -78,7 +78,7 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         group                     = std::max(group, layer.n_head / layer.n_head_kv);
         d_k                       = std::max(d_k, layer.d_k);
         d_v                       = std::max(d_v, layer.d_v);
-        kept.push_back({ std::vector<int32_t>(layer.table.size()), std::vector<uint32_t>(layer.n_head_kv) });
+        kept.push_back({ std::vector<int32_t>(layer.table.size()), std::vector<uint32_t>(layer.n_head_kv), {} });
         data[l].sums = layers[l].sums.empty() ? nullptr : layers[l].sums.data();
         if (layer.sinks) {
             data[l].sinks.resize(layer.n_head);

@@ -42,4 +42,5 @@ inline bool restkv_drifts(const restkv_method & method, const restkv_params & pa
 struct layer_kept {
     std::vector<int32_t>  table;  // [n_head_kv][budget] positions
     std::vector<uint32_t> held;   // [n_head_kv] cells
+    std::vector<int32_t>  from;   // [n_head_kv][budget] rows that they lie in until they move; of graphs only
 };

@@ -38,6 +38,7 @@ struct llama_memory_context_i;
 struct llm_graph_context;
 struct layer_data;
 struct layer_kept;
+struct layer_turn;
 
 // What the next context of this thread gets; see restkv_arm().
 struct restkv_armed {
@@ -172,6 +173,7 @@ private:
     llama_pos   pos_of(uint32_t cell) const;  // as llama.cpp's table has it
     window      rows(llama_pos pos_next, uint32_t n_max) const;
     void        check_layers() const;
+    uint32_t    n_past(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan) const;
     void        fill_pos(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
                          std::vector<int32_t> & pos) const;
     // One KV head with its queries in scratch.queries; the caller sets n_cells, n_past and pos.
@@ -185,19 +187,22 @@ private:
                           struct layer_kept & kept) const;
     void        evict_heads(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
                             std::vector<restkv_scratch> & scratch, uint32_t n_threads, struct layer_kept & kept) const;
-    uint32_t    choose_one_set(const layer_state & layer, uint32_t n_past, restkv_scratch & scratch,
-                               const std::function<void(uint32_t)> & score_of) const;
-    void        move_votes(const struct layer_data & data, uint32_t head_kv, const int32_t * kept, uint32_t n_kept,
-                           uint32_t n_end) const;
-    void evict_layer_task(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
-                          restkv_scratch & scratch, struct layer_kept & kept) const;
-    void evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
-    void drop_cells(llama_pos pos_next);
-    void init_ring();
-    void observe();                                          // the queries in the ring vote (method h2o)
-    void observe_before(const llama_pos * pos, uint32_t n);  // those that positions [n] would overwrite
-    void forget_from(llama_pos p0);                          // queries and votes of what is cut
-    void init_wo();
+    void share_heads(const layer_state & layer, const struct evict_plan & plan, std::vector<restkv_scratch> & scratch,
+                     uint32_t n_threads, const std::function<uint32_t(uint32_t, restkv_scratch &)> & choose,
+                     const std::function<void(uint32_t, uint32_t, restkv_scratch &)> & keep) const;
+    uint32_t choose_one_set(const layer_state & layer, uint32_t n_past, restkv_scratch & scratch,
+                            const std::function<void(uint32_t)> & score_of) const;
+    void     move_votes(const struct layer_data & data, uint32_t head_kv, const int32_t * kept, uint32_t n_kept,
+                        uint32_t n_end) const;
+    void     evict_layer_task(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
+                              restkv_scratch & scratch, struct layer_kept & kept) const;
+    void     evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
+    void     drop_cells(llama_pos pos_next);
+    void     init_ring();
+    void     observe();                                          // the queries in the ring vote (method h2o)
+    void     observe_before(const llama_pos * pos, uint32_t n);  // those that positions [n] would overwrite
+    void     forget_from(llama_pos p0);                          // queries and votes of what is cut
+    void     init_wo();
 
     // graph/evict.cpp
     void               init_graphs();
@@ -208,15 +213,16 @@ private:
     size_t             graph_bytes() const;
 
     // graph/pipeline.cpp
-    void evict_as_graphs(const std::vector<uint32_t> & members, const struct evict_plan & plan,
-                         const std::vector<layer_data> & data, std::vector<restkv_scratch> & scratch,
-                         std::vector<layer_kept> & out, restkv_event & event) const;
-    void choose_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
-                     const layer_data & data, const int32_t * pos, bool drifts, const restkv_graph_scores & scores,
-                     restkv_scratch & scratch) const;
+    void     evict_as_graphs(const std::vector<uint32_t> & members, const struct evict_plan & plan,
+                             const std::vector<layer_data> & data, std::vector<restkv_scratch> & scratch,
+                             std::vector<layer_kept> & out, restkv_event & event) const;
+    void     start_turn(const layer_state & layer, const struct evict_plan & plan, layer_turn & turn) const;
+    uint32_t choose_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                         const layer_data & data, const layer_turn & turn, const restkv_graph_scores & scores,
+                         restkv_scratch & scratch) const;
     void keep_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan, const layer_data & data,
-                   const int32_t * pos, const restkv_scratch & scratch, int32_t * kept, struct layer_kept & out) const;
-    std::vector<int32_t> positions(const layer_state & layer, const struct evict_plan & plan) const;
+                   const layer_turn & turn, uint32_t n_keep, restkv_scratch & scratch, struct layer_kept & out) const;
+    void queue_moves(const layer_state & layer, const struct layer_kept & out) const;
 
     llama_kv_cache &             kv;
     const restkv_armed           armed;

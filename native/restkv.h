@@ -19,7 +19,7 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 6
+#define RESTKV_ABI_VERSION 7
 
 #define RESTKV_NAME_MAX   32
 #define RESTKV_REASON_MAX 192
@@ -340,6 +340,9 @@ typedef struct restkv_layer_shape {
     uint32_t n_embd_head_v;
     int32_t  type_k;  // ggml types
     int32_t  type_v;
+    uint32_t n_cells;  // rows of the layer
+    uint32_t n_kept;   // most cells of a KV head that survive an eviction
+    bool     hides;    // KV heads may hold different numbers of cells
 } restkv_layer_shape;
 
 // What the graphs take that evict layers of this shape on a device, as restkv_memory counts it when they are loaded

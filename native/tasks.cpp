@@ -11,6 +11,12 @@
 #include <algorithm>
 #include <numeric>
 
+// Cells of a head that an eviction chooses from: all but the window and a guide behind it.
+uint32_t restkv_cache::n_past(const layer_state & layer, uint32_t head_kv, const evict_plan & plan) const {
+    const uint32_t n_doc = held(layer, head_kv) + (uint32_t) plan.tail_pos.size() - plan.n_guide;
+    return n_doc - std::min(n_doc, layer.n_window);
+}
+
 // Positions of a head's cells, oldest first.
 void restkv_cache::fill_pos(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
                             std::vector<int32_t> & pos) const {
@@ -150,24 +156,26 @@ void restkv_cache::move_votes(const layer_data & data, uint32_t head_kv, const i
 // All KV heads of a layer keep one set, by the mean of their scores; so they hold the same positions at all times.
 void restkv_cache::evict_layer_task(const layer_state & layer, const evict_plan & plan, const layer_data & data,
                                     restkv_scratch & scratch, layer_kept & out) const {
-    const uint32_t n_past = held(layer, 0) + (uint32_t) plan.tail_pos.size() - plan.n_guide - layer.n_window;
-    const uint32_t n_keep =
-        choose_one_set(layer, n_past, scratch, [&](uint32_t h) { score_task(layer, h, plan, data, scratch, false); });
+    const uint32_t n_keep = choose_one_set(layer, n_past(layer, 0, plan), scratch,
+                                           [&](uint32_t h) { score_task(layer, h, plan, data, scratch, false); });
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
         fill_pos(layer, h, plan, scratch.pos);
         move_task(layer, h, plan, data, scratch, n_keep, out);
     }
 }
 
-// One layer whose heads share their budgets: all heads are scored before any selects.
-void restkv_cache::evict_heads(const layer_state & layer, const evict_plan & plan, const layer_data & data,
-                               std::vector<restkv_scratch> & scratch, uint32_t n_threads, layer_kept & out) const {
+// One layer whose heads share their budgets: all heads are scored before any selects. choose: fills s.row with the scores
+// of a KV head. keep: its best cells, so many in s.kept, stay.
+void restkv_cache::share_heads(const layer_state & layer, const evict_plan & plan,
+                               std::vector<restkv_scratch> & scratch, uint32_t n_threads,
+                               const std::function<uint32_t(uint32_t, restkv_scratch &)> &       choose,
+                               const std::function<void(uint32_t, uint32_t, restkv_scratch &)> & keep) const {
     std::vector<std::vector<float>> rows(layer.n_head_kv);
     n_threads = std::min(n_threads, layer.n_head_kv);
     restkv_parallel(layer.n_head_kv, n_threads, [&](uint32_t h, uint32_t thread) {
-        score_task(layer, h, plan, data, scratch[thread]);
-        const uint32_t n_past = held(layer, h) + (uint32_t) plan.tail_pos.size() - plan.n_guide - layer.n_window;
-        rows[h].assign(scratch[thread].row.begin(), scratch[thread].row.begin() + n_past);
+        restkv_scratch & s = scratch[thread];
+        choose(h, s);
+        rows[h].assign(s.row.begin(), s.row.begin() + n_past(layer, h, plan));
     });
 
     std::vector<const float *> starts;
@@ -182,8 +190,18 @@ void restkv_cache::evict_heads(const layer_state & layer, const evict_plan & pla
 
     restkv_parallel(layer.n_head_kv, n_threads, [&](uint32_t h, uint32_t thread) {
         restkv_scratch & s = scratch[thread];
-        fill_pos(layer, h, plan, s.pos);
         restkv_select_top(rows[h].data(), n[h], past[h], s.kept.data());
-        move_task(layer, h, plan, data, s, past[h], out);
+        keep(h, past[h], s);
     });
+}
+
+void restkv_cache::evict_heads(const layer_state & layer, const evict_plan & plan, const layer_data & data,
+                               std::vector<restkv_scratch> & scratch, uint32_t n_threads, layer_kept & out) const {
+    share_heads(
+        layer, plan, scratch, n_threads,
+        [&](uint32_t h, restkv_scratch & s) { return score_task(layer, h, plan, data, s); },
+        [&](uint32_t h, uint32_t n_keep, restkv_scratch & s) {
+            fill_pos(layer, h, plan, s.pos);
+            move_task(layer, h, plan, data, s, n_keep, out);
+        });
 }

@@ -21,11 +21,15 @@ def graph_memory(plan: MemoryPlan, probe: Probe, evict: EvictConfig, device: str
     device: as ggml names it. Raises ConfigError when there is no such device.
     """
     ways = ("graph",) if device == HOST else ("auto", "graph")
-    if plan.method == "full" or plan.allocation != "uniform" or evict.stages not in ways:
+    if plan.method == "full" or evict.stages not in ways:
         return None
     params = native.params_from(evict, budget=plan.budget, capacity=plan.capacity, n_threads=1)
     k, v = (GGML_TYPES[name] for name in plan.kv_types)
-    shape = native.LayerShape(probe.n_head, probe.n_head_kv, probe.n_embd_head_k, probe.n_embd_head_v, k, v)
+    cells = plan.shares.rows + plan.capacity - plan.budget  # of the largest layer
+    shape = native.LayerShape(
+        probe.n_head, probe.n_head_kv, probe.n_embd_head_k, probe.n_embd_head_v, k, v,
+        cells, plan.shares.rows, plan.allocation == "ada",
+    )  # fmt: skip
     here, host = ctypes.c_uint64(), ctypes.c_uint64()
     by = ctypes.byref
     native.check(native.lib().restkv_plan_graph(by(params), by(shape), device.encode(), by(here), by(host)))

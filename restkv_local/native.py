@@ -18,7 +18,7 @@ from .allocation import Shares
 from .config import EvictConfig
 from .errors import ConfigError, EvictionError, LibraryError, ModelError
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
@@ -247,6 +247,9 @@ class LayerShape(C.Structure):
         ("n_embd_head_v", C.c_uint32),
         ("type_k", C.c_int32),
         ("type_v", C.c_int32),
+        ("n_cells", C.c_uint32),
+        ("n_kept", C.c_uint32),
+        ("hides", C.c_bool),
     ]
 
 

@@ -136,6 +136,9 @@ def foreseen(engine: Engine, device: str) -> dict[str, GraphMemory]:
         ("llama", {"method": "snapkv", "pooling": "maxpool"}),
         ("llama", {"method": "streamingllm"}),
         ("llama", {"use_wo": False, "pooling": "none"}),
+        ("llama", {"allocation": "pyramid"}),
+        ("llama", {"allocation": "ada"}),
+        ("llama", {"allocation": "ada", "method": "keydiff"}),
     ],
     ids=str,
 )
@@ -163,7 +166,7 @@ def test_work_memory_is_foreseen(family: str, changes: dict[str, object], device
 
 def test_no_work_memory_without_graphs() -> None:
     graph = {"stages": "graph"}
-    for changes in ({}, {"stages": "fused"}, graph | {"allocation": "ada"}, graph | {"metric_mode": "before"}):
+    for changes in ({}, {"stages": "fused"}, graph | {"metric_mode": "before"}):
         evict = EvictConfig().with_(**changes)
         assert fitting.graph_memory(plan(**changes), PROBE, evict, HOST) is None
     with pytest.raises(ConfigError, match="no device 'GPU9'"):

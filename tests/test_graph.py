@@ -194,14 +194,18 @@ class Run:
     event: native.Event
 
 
-def run(path: Path, config: EvictConfig, *, kv: str = "f16", guide: Sequence[int] = (), **kwargs: Any) -> Run:
+def run(
+    path: Path, config: EvictConfig, *, kv: str = "f16", guide: Sequence[int] = (), capacity: int = CAPACITY,
+    **kwargs: Any,
+) -> Run:  # fmt: skip
     """A prompt of 700 tokens and an answer of 24."""
     rng = np.random.default_rng(0)
     prompt = [int(x) for x in rng.choice(rng.integers(10, 320, 60), 700)]
-    with Evicting(path, BUDGET, CAPACITY, config, type_k=kv, type_v=kv, **kwargs) as context:
-        for i in range(0, len(prompt), CHUNK):
-            chunk = prompt[i : i + CHUNK]
-            if guide and context.stats.n_cells + len(chunk) + len(guide) > CAPACITY:
+    step = min(CHUNK, capacity - BUDGET)
+    with Evicting(path, BUDGET, capacity, config, type_k=kv, type_v=kv, **kwargs) as context:
+        for i in range(0, len(prompt), step):
+            chunk = prompt[i : i + step]
+            if guide and context.stats.n_free < len(chunk) + len(guide):
                 context.decode(guide)
                 context.evict(len(guide))
             logits = context.decode(chunk)
@@ -290,6 +294,48 @@ def test_the_ladder_of_lacache(device: str, tmp_path: Path) -> None:
 
 
 @each_device
+@pytest.mark.parametrize("allocation", ["pyramid", "ada"])
+@pytest.mark.parametrize(
+    ("changes", "capacity"),
+    [
+        ({}, CAPACITY),
+        ({"scale": 50}, 208),  # heads with fewer past cells than a drift is measured over
+        ({"method": "snapkv"}, CAPACITY),
+        ({"method": "keydiff"}, CAPACITY),
+        ({"method": "knorm"}, CAPACITY),
+        ({"method": "random"}, CAPACITY),
+        ({"indicator": "attention-value-norm"}, 208),
+    ],
+    ids=str,
+)
+def test_shared_budgets(
+    changes: dict[str, object], capacity: int, allocation: str, device: str, tmp_path: Path
+) -> None:
+    """Layers and heads that hold different numbers of cells, with rows that move to and fro."""
+    path = models.write_random(tmp_path / "model.gguf", "llama", seed=8, n_layer=3, n_head=6, n_head_kv=3, n_ff=64)
+    config = EvictConfig(allocation=allocation).with_(**changes)
+    shares = share_out(config, BUDGET, 3, 3)
+    graph = check_equal(path, config, device, shares=shares, capacity=capacity)
+    held = {len(cells) for cells in graph.kept}
+    assert len(held) > 2, "budgets differ"
+
+
+@each_device
+@pytest.mark.parametrize("allocation", ["pyramid", "ada"])
+def test_shared_budgets_with_a_guide(allocation: str, device: str, tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "qwen3", seed=4, n_layer=3, n_head=6, n_head_kv=3, n_ff=64)
+    config = EvictConfig(allocation=allocation, scale=50)
+    check_equal(path, config, device, shares=share_out(config, BUDGET, 3, 3), guide=list(range(40, 60)))
+
+
+@each_device
+def test_a_pyramid_of_first_and_last_cells(device: str, tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "llama", seed=8, n_layer=3, n_ff=64)
+    config = EvictConfig(method="streamingllm", allocation="pyramid")
+    check_equal(path, config, device, shares=share_out(config, BUDGET, 3, 2))
+
+
+@each_device
 @pytest.mark.parametrize("kv", ["bf16", "q8_0", "q4_0"])
 def test_cache_types(kv: str, device: str, tmp_path: Path) -> None:
     check_equal(models.write_random(tmp_path / "model.gguf", "llama", seed=7), EvictConfig(), device, kv=kv)
@@ -323,17 +369,13 @@ def test_rows_that_are_no_whole_words_go_another_way(device: str, tmp_path: Path
 
 
 @each_device
-@pytest.mark.parametrize(
-    "changes", [{"metric_mode": "before"}, {"allocation": "pyramid"}, {"allocation": "ada"}], ids=str
-)
-def test_what_has_no_graph_goes_another_way(changes: dict[str, object], device: str, tmp_path: Path) -> None:
+def test_what_has_no_graph_goes_another_way(device: str, tmp_path: Path) -> None:
     path = models.write_random(tmp_path / "model.gguf", "llama", seed=8)
-    config = EvictConfig(stages="graph").with_(**changes)
-    shares = share_out(config, BUDGET, 2, 2)
-    got = run(path, config, device=device, shares=shares)
+    config = EvictConfig(stages="graph", metric_mode="before")
+    got = run(path, config, device=device)
     assert got.stats.n_layer_graph == 0 and b" no graph" in got.stats.reason
     assert got.stats.n_layer_host == (0 if device == "CPU" else got.stats.n_layer)
-    assert got.tokens == run(path, config.with_(stages="auto"), shares=shares).tokens
+    assert got.tokens == run(path, config.with_(stages="auto")).tokens
 
 
 def test_through_the_host(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_grap
     const size_t   keys   = passes(N, restkv_graph_panel(floats, (size_t) layer.d_k * tile.n_heads, N)) + 2;
     const size_t   values = passes(N, restkv_graph_panel(floats, width, N));
     const size_t   blocks = passes(cells.n_rows, tile.n_rows);
-    const size_t   drift  = cells.drift_top > 0 ? ROUNDS * 10 + 32 : 0;
+    const size_t   drift  = cells.drift_top > 0 ? ROUNDS * 11 + 32 : 0;
     const size_t   split  = graph.exact ? 0 : SPLIT;
-    return blocks * ((10 + split) * keys + drift + 64) + (24 + 2 * split) * values + (32 + split) * keys + 64;
+    return blocks * ((12 + split) * keys + drift + 64) + (24 + 2 * split) * values + (32 + split) * keys + 64;
 }
 
 restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx,
@@ -43,6 +43,13 @@ restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_cont
     at(graph.layout_of(layer, cells)),
     g(layer.n_head / layer.n_head_kv),
     T(tile.n_heads) {
+    if (layer.hidden && graph.kind != RESTKV_GRAPH_LENGTHS) {
+        const size_t head = layer.hidden->nb[1];
+        hidden            = ggml_cast(ctx,
+                                      ggml_view_2d(ctx, layer.hidden, cells.n_cells, T, head,
+                                                   cells.first * layer.hidden->nb[0] + tile.head * head),
+                                      GGML_TYPE_F32);
+    }
     if (restkv_graph_attends(graph.kind)) {
         attend();
     }
@@ -118,9 +125,16 @@ ggml_tensor * restkv_graph_builder::queries(uint32_t from, uint32_t n) const {
 }
 
 ggml_tensor * restkv_graph_builder::rows_of(ggml_tensor * cache, uint32_t d, uint32_t from, uint32_t n) const {
-    const size_t  head = ggml_row_size(cache->type, d);
-    ggml_tensor * x    = ggml_view_3d(ctx, cache, d, n, T, cache->nb[1], head, from * cache->nb[1] + tile.head * head);
+    const size_t  head  = ggml_row_size(cache->type, d);
+    const size_t  first = (cells.first + from) * cache->nb[1];
+    ggml_tensor * x     = ggml_view_3d(ctx, cache, d, n, T, cache->nb[1], head, first + tile.head * head);
     return cache->type == GGML_TYPE_F32 ? ggml_cont(ctx, x) : ggml_cast(ctx, x, GGML_TYPE_F32);
+}
+
+// Of the tile's KV heads, cells from .. : -inf where a head holds nothing, else 0.
+ggml_tensor * restkv_graph_builder::hidden_cells(uint32_t from, uint32_t n) const {
+    const size_t head = hidden->nb[1];
+    return ggml_view_4d(ctx, hidden, n, 1, 1, T, head, head, head, from * sizeof(float));
 }
 
 // The model's own attention, sinks as a last column. Only the newest cells can lie behind a row: they are masked apart.
@@ -138,6 +152,9 @@ ggml_tensor * restkv_graph_builder::attention(uint32_t from, uint32_t n) const {
         if (masked) {
             const size_t row = n_tail * sizeof(float);
             z                = ggml_add(ctx, z, ggml_view_2d(ctx, graph.mask, n_tail, n, row, from * row));
+        }
+        if (hidden) {
+            z = ggml_add(ctx, z, hidden_cells(j, n_cells));
         }
         ggml_build_forward_expand(gf, z);
         parts.push_back(z);
@@ -238,8 +255,12 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
 // Where the drift_top largest weights of a row lie, without a sort: halve an interval of log weights until next to no
 // cell is in it. Returns per row: cells above its upper end, the sum of their positions, and the same for its lower end.
 ggml_tensor * restkv_graph_builder::drift(ggml_tensor * a) const {
-    constexpr float LOWEST  = -87.0f;  // log of the smallest normal float: smaller weights count as none
-    const float     highest = -std::log((float) cells.drift_top);  // as a row's weights sum to at most 1
+    constexpr float LOWEST = -87.0f;  // log of the smallest normal float: smaller weights count as none
+    uint32_t        least  = cells.drift_top;
+    for (uint32_t h = 0; cells.drift_tops && h < layer.n_head_kv; ++h) {
+        least = std::min(least, std::max(cells.drift_tops[h], 1u));
+    }
+    const float highest = -std::log((float) least);  // as a row's weights sum to at most 1
 
     const uint32_t n = (uint32_t) a->ne[1];
     ggml_tensor *  p = ggml_view_4d(ctx, a, cells.n_cells, n, g, T, a->nb[1], a->nb[2], a->nb[3], 0);  // no sinks
@@ -247,6 +268,8 @@ ggml_tensor * restkv_graph_builder::drift(ggml_tensor * a) const {
     const auto above = [&](ggml_tensor * log_weight) {
         return ggml_step(ctx, ggml_sub(ctx, p, ggml_exp(ctx, log_weight)));
     };
+    constexpr size_t F  = sizeof(float);
+    ggml_tensor * tops  = cells.drift_tops ? ggml_view_4d(ctx, lane.tops, 1, 1, 1, T, F, F, F, tile.head * F) : nullptr;
     ggml_tensor * one   = ggml_cont(ctx, ggml_view_4d(ctx, a, 1, n, g, T, a->nb[1], a->nb[2], a->nb[3], 0));
     ggml_tensor * lo    = ggml_scale_bias(ctx, one, 0.0f, LOWEST);
     float         width = highest - LOWEST;
@@ -255,7 +278,8 @@ ggml_tensor * restkv_graph_builder::drift(ggml_tensor * a) const {
         ggml_tensor * mid   = ggml_scale_bias(ctx, lo, 1.0f, width);
         ggml_tensor * count = ggml_sum_rows(ctx, above(mid));
         // 1 when enough cells lie above the middle: the lower end rises to it
-        ggml_tensor * up    = ggml_step(ctx, ggml_scale_bias(ctx, count, 1.0f, 0.5f - (float) cells.drift_top));
+        ggml_tensor * more  = tops ? ggml_sub(ctx, count, tops) : count;
+        ggml_tensor * up    = ggml_step(ctx, ggml_scale_bias(ctx, more, 1.0f, 0.5f - (tops ? 0.0f : cells.drift_top)));
         lo                  = ggml_add(ctx, lo, ggml_scale(ctx, up, width));
     }
     ggml_tensor * hi  = ggml_scale_bias(ctx, lo, 1.0f, width);

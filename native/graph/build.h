@@ -45,9 +45,10 @@ private:
     ggml_tensor * rows_of(ggml_tensor * cache, uint32_t d, uint32_t from, uint32_t n) const;  // F32 [d, n, T]
     factor        factor_of(ggml_tensor * x, ggml_type from) const;
     ggml_tensor * product(const factor & a, const factor & b) const;
-    ggml_tensor * attention(uint32_t from, uint32_t n) const;  // [n_cols, n, g, T], rows from ..
-    ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;   // [n_cols, 1, g, T]
-    ggml_tensor * drift(ggml_tensor * a) const;                // [4, rows, g, T]
+    ggml_tensor * attention(uint32_t from, uint32_t n) const;     // [n_cols, n, g, T], rows from ..
+    ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;      // [n_cols, 1, g, T]
+    ggml_tensor * drift(ggml_tensor * a) const;                   // [4, rows, g, T]
+    ggml_tensor * hidden_cells(uint32_t from, uint32_t n) const;  // [n, 1, 1, T]
     void          attend();
     void          distances(ggml_tensor * abar);
     void          give(ggml_tensor * t, size_t at, size_t stride);
@@ -66,4 +67,5 @@ private:
     const restkv_graph::layout at;
     const uint32_t             g;
     const uint32_t             T;
+    ggml_tensor *              hidden = nullptr;  // F32 [n_cells, T] of layer.hidden, or null
 };

@@ -36,6 +36,7 @@ restkv_graph_layer restkv_cache::graph_layer(const layer_state & layer) const {
     g.v         = layer.v;
     g.ring      = layer.ring;
     g.wo        = layer.wo_device;
+    g.hidden    = layer.mask;
     g.n_head    = layer.n_head;
     g.n_head_kv = layer.n_head_kv;
     g.d_k       = layer.d_k;
@@ -69,9 +70,6 @@ void restkv_cache::init_graphs() {
 
 // Returns why some of the layers will not run as graphs, or "".
 std::string restkv_cache::init_graph(ggml_backend_buffer_type_t buft, const std::vector<uint32_t> & members) {
-    if (is_shared()) {
-        return "budgets that are shared out over layers or heads have no graph";
-    }
     if (restkv_graph_kind_of(params) == RESTKV_GRAPH_NONE) {
         return std::string("method ") + params.method + " with these settings has no graph";
     }
@@ -89,7 +87,7 @@ std::string restkv_cache::init_graph(ggml_backend_buffer_type_t buft, const std:
     for (const uint32_t l : members) {
         shapes.push_back(graph_layer(layers[l]));
     }
-    const restkv_graph::sizes most  = restkv_graph::sizes_of(params, kv.get_size());
+    const restkv_graph::sizes most  = restkv_graph::sizes_of(params, kv.get_size(), n_row_max);
     auto                      graph = std::make_unique<restkv_graph>(device, buft, params, most, shapes);
 
     std::string reason;

@@ -96,7 +96,7 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
     kind(restkv_graph_kind_of(params)),
     most{ most.n_cells, most.n_rows, most.n_kept, most.tile_floats > 0 ? most.tile_floats : TILE_FLOATS },
     dry(dry),
-    inputs_ctx(ggml_init({ 12 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true })),
+    inputs_ctx(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true })),
     memory_score(ggml_gallocr_new(buft)),
     memory_move(ggml_gallocr_new(buft)) {
     restkv_graph_layer largest;  // in every size
@@ -107,6 +107,7 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
         n_head_kv   = std::max(n_head_kv, layer.n_head_kv);
         largest.d_k = std::max(largest.d_k, layer.d_k);
         largest.d_v = std::max(largest.d_v, layer.d_v);
+        hides       = hides || layer.hidden;
     }
     largest.n_head    = n_head;
     largest.n_head_kv = n_head_kv;
@@ -124,10 +125,11 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
     for (lane & x : lanes) {
         x.sinks   = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head);
         x.pos     = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_head_kv * most.n_cells);
+        x.tops    = hides ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head_kv) : nullptr;
         x.results = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_results);
     }
     for (batch & x : batches) {
-        x.kept = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) n_head_kv * most.n_kept);
+        x.from = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) n_head_kv * most.n_kept);
     }
     if (dry) {
         measured.device = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft);
@@ -141,9 +143,9 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
     init_staging();
 }
 
-restkv_graph::sizes restkv_graph::sizes_of(const restkv_params & params, uint32_t n_cells) {
+restkv_graph::sizes restkv_graph::sizes_of(const restkv_params & params, uint32_t n_cells, uint32_t n_kept) {
     const bool attends = restkv_graph_attends(restkv_graph_kind_of(params));
-    return { n_cells, attends ? params.window : 1, params.budget, 0 };
+    return { n_cells, attends ? params.window : 1, n_kept, 0 };
 }
 
 ggml_tensor * restkv_graph::keep_factors(const float * data, uint32_t d_v, uint32_t n_head) {
@@ -200,27 +202,36 @@ void restkv_graph::run(ggml_gallocr_t memory, ggml_cgraph * gf) {
 
 // The largest eviction of a layer, with everything that a device may have to do.
 struct worst_case {
-    restkv_graph_layer   layer;
-    restkv_graph_cells   cells;
-    std::vector<int32_t> n_visible;
-    std::vector<float>   ones;
+    restkv_graph_layer    layer;
+    restkv_graph_cells    cells;
+    std::vector<int32_t>  n_visible;
+    std::vector<float>    ones;
+    std::vector<uint32_t> tops;
 };
 
 static void fill(worst_case & w, const restkv_graph_layer & layer, const restkv_params & params,
                  const restkv_graph::sizes & most) {
-    const bool drifts = params.pooling == RESTKV_POOLING_ADAPTIVE;
+    const bool     drifts = params.pooling == RESTKV_POOLING_ADAPTIVE;
+    const uint32_t N      = std::min(most.n_cells, (uint32_t) layer.k->ne[1]);
     w.ones.assign(std::max(layer.n_head, most.n_rows), 1.0f);
     for (uint32_t i = 0; i < most.n_rows; ++i) {
-        w.n_visible.push_back((int32_t) (most.n_cells - most.n_rows + 1 + i));
+        w.n_visible.push_back((int32_t) (N - most.n_rows + 1 + i));
     }
     w.layer           = layer;
     w.layer.sinks     = w.ones.data();
-    w.cells.n_cells   = most.n_cells;
-    w.cells.n_past    = most.n_cells - most.n_rows;
+    w.cells.n_cells   = N;
+    w.cells.n_past    = N - most.n_rows;
     w.cells.n_rows    = most.n_rows;
     w.cells.weights   = w.ones.data();
     w.cells.n_visible = w.n_visible.data();
     w.cells.drift_top = drifts ? std::min(most.n_kept, w.cells.n_past) : 0;
+    w.tops.assign(layer.n_head_kv, w.cells.drift_top);
+    w.cells.drift_tops = layer.hidden ? w.tops.data() : nullptr;
+}
+
+// Most cells of a head that survive.
+static uint32_t most_kept(const restkv_graph_layer & layer, const restkv_graph::sizes & most) {
+    return std::min(most.n_kept, (uint32_t) layer.k->ne[1]);
 }
 
 std::string restkv_graph::missing(const restkv_graph_layer & layer) const {
@@ -240,14 +251,14 @@ std::string restkv_graph::missing(const restkv_graph_layer & layer) const {
                    ", which are no whole words,";
         }
     }
-    const ggml_context_ptr moves  = new_context();
-    std::string            lacked = ask(build_moves(moves.get(), layer, batches[0].kept, most.n_kept, 0));
+    const ggml_context_ptr moves = new_context();
+    std::string lacked = ask(build_moves(moves.get(), layer, batches[0].from, most_kept(layer, most), 0, false));
     if (lacked.empty() && kind != RESTKV_GRAPH_MOVES) {
         worst_case w;
         fill(w, layer, params, most);
-        const tile t = tile_of(layer, most.n_cells + 1, most.n_rows);
+        const tile t = tile_of(layer, w.cells.n_cells + 1, most.n_rows);
         if (restkv_graph_builder::nodes(*this, w.layer, w.cells, t) > restkv_graph_builder::NODES_MAX) {
-            return "a graph for " + std::to_string(most.n_cells) + " cells and a window of " +
+            return "a graph for " + std::to_string(w.cells.n_cells) + " cells and a window of " +
                    std::to_string(most.n_rows);
         }
         const ggml_context_ptr     scoring = new_context();
@@ -270,14 +281,15 @@ void restkv_graph::reserve(const restkv_graph_layer & layer) {
     bool done;
     {
         const ggml_context_ptr ctx = new_context();
-        done = take(memory_move.get(), build_moves(ctx.get(), layer, batches[0].kept, most.n_kept, 0));
+        done =
+            take(memory_move.get(), build_moves(ctx.get(), layer, batches[0].from, most_kept(layer, most), 0, false));
     }
     if (done && kind != RESTKV_GRAPH_MOVES) {
         worst_case w;
         fill(w, layer, params, most);
         const ggml_context_ptr     ctx = new_context();
         const restkv_graph_builder built(*this, ctx.get(), w.layer, w.cells, lanes[0],
-                                         tile_of(layer, most.n_cells + 1, most.n_rows));
+                                         tile_of(layer, w.cells.n_cells + 1, most.n_rows));
         done = take(memory_score.get(), built.gf);
     }
     if (!done) {

@@ -40,10 +40,11 @@ std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n
 
 // One layer's cache, all tensors in the same buffer type. Row of k: [n_head_kv][d_k]; of v: [n_head_kv][d_v].
 struct restkv_graph_layer {
-    ggml_tensor * k    = nullptr;  // [n_head_kv * d_k, cells]
-    ggml_tensor * v    = nullptr;  // [n_head_kv * d_v, cells]
-    ggml_tensor * ring = nullptr;  // F32 [n_head * d_k, slots], or null: no queries
-    ggml_tensor * wo   = nullptr;  // F32 [d_v, d_v, n_head] upper factors, or null: identity
+    ggml_tensor * k      = nullptr;  // [n_head_kv * d_k, cells]
+    ggml_tensor * v      = nullptr;  // [n_head_kv * d_v, cells]
+    ggml_tensor * ring   = nullptr;  // F32 [n_head * d_k, slots], or null: no queries
+    ggml_tensor * wo     = nullptr;  // F32 [d_v, d_v, n_head] upper factors, or null: identity
+    ggml_tensor * hidden = nullptr;  // F16 [cells, n_head_kv] -inf where a KV head holds nothing, or null
 
     uint32_t n_head    = 0;
     uint32_t n_head_kv = 0;
@@ -55,26 +56,28 @@ struct restkv_graph_layer {
     const float * sinks    = nullptr;  // [n_head] on the host, or null
 };
 
-// The cells and rows of one eviction. All but the drift and the positions are the same for all its layers.
+// The cells and rows of one eviction. The rows, their weights and what they see of the newest cells are the same for all
+// its layers.
 struct restkv_graph_cells {
-    uint32_t n_cells = 0;                 // N
-    uint32_t n_past  = 0;                 // L
+    uint32_t first   = 0;                   // row of the first one
+    uint32_t n_cells = 0;                   // N
+    uint32_t n_past  = 0;                   // L
 
-    const int32_t * row_slots = nullptr;  // [n_rows] rows of the ring, oldest first
+    const int32_t * row_slots = nullptr;    // [n_rows] rows of the ring, oldest first
     uint32_t        n_rows    = 0;
-    const float *   weights   = nullptr;  // [n_rows], or null: a plain sum
-    const int32_t * n_visible = nullptr;  // [n_rows] ascending: a row sees the first cells, all but the newest
+    const float *   weights   = nullptr;    // [n_rows], or null: a plain sum
+    const int32_t * n_visible = nullptr;    // [n_rows] ascending: a row sees the first cells, all but the newest
 
-    uint32_t        drift_top = 0;        // cells per row that the drift is measured over; 0: none
-    const int32_t * pos       = nullptr;  // [n_head_kv][N] positions, for the drift
+    uint32_t         drift_top  = 0;        // cells per row that the drift is measured over; 0: none
+    const uint32_t * drift_tops = nullptr;  // [n_head_kv] where cells are hidden: of each head, at most drift_top
+    const int32_t *  pos        = nullptr;  // [n_head_kv][N] positions, for the drift
 };
 
 // What comes back of one layer, in memory of the restkv_graph: see restkv_graph::finish().
 struct restkv_graph_scores {
-    uint32_t n_cols  = 0;  // N, and one more column where the model has attention sinks
-    uint32_t n_past  = 0;
-    uint32_t n_rows  = 0;
-    uint32_t n_drift = 0;               // drift_top
+    uint32_t n_cols = 0;  // N, and one more column where the model has attention sinks
+    uint32_t n_past = 0;
+    uint32_t n_rows = 0;
 
     const float * abar      = nullptr;  // [n_head][n_cols] attention, aggregated over the rows
     const float * distance2 = nullptr;  // [n_head][n_past] squared distance to the output, or null
@@ -90,12 +93,12 @@ struct restkv_graph_scores {
 // host. There is at most one per query head.
 constexpr float RESTKV_GRAPH_DOMINANT = 0.75f;
 
-// Raw scores of query head h, n_past of them. wo: its factor on the host, or null.
+// Raw scores of the past cells of query head h, from cell `first` on. wo: its factor on the host, or null.
 void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params,
-                      const restkv_graph_layer & layer, uint32_t h, const float * wo, float * raw);
+                      const restkv_graph_layer & layer, uint32_t h, const float * wo, uint32_t first, float * raw);
 
-// The drift t of query head h, in positions.
-double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h);
+// The drift t of query head h, in positions. top: as drift_top or drift_tops.
+double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h, uint32_t top);
 
 // a' b, summed in floats, of factors that the backend may round.
 ggml_tensor * restkv_multiply(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b);
@@ -110,8 +113,8 @@ public:
         size_t   tile_floats;  // largest intermediate tensor; 0: the default
     };
 
-    // Of a cache with these settings and so many cells.
-    static sizes sizes_of(const restkv_params & params, uint32_t n_cells);
+    // Of a cache with these settings.
+    static sizes sizes_of(const restkv_params & params, uint32_t n_cells, uint32_t n_kept);
 
     // What a layer's graphs take, factors aside: as bytes() and host_bytes() after reserve(), allocating nothing. Its
     // tensors need no memory.
@@ -151,9 +154,11 @@ public:
     void                start(const restkv_graph_cells & cells);
     void                begin(const restkv_graph_layer & layer, const restkv_graph_cells & cells);
     restkv_graph_scores finish();  // of the layer begun first; they hold until the next but one begin(), or finish()
-    void                move(const restkv_graph_layer & layer, const int32_t * kept,
-                             uint32_t n_kept);  // kept: [n_head_kv][n_kept]
+    void                move(const restkv_graph_layer & layer, const int32_t * from, uint32_t n, uint32_t first = 0);
     void                wait();
+
+    // move(): of every KV head, row from[i] comes to row first + i. from: [n_head_kv][n], ascending in each head but for
+    // rows that stay where they are, which may come before the others.
 
     // Whether the next layer may begin before the last one is finished.
     bool ahead() const { return lanes.size() > 1; }
@@ -187,9 +192,11 @@ private:
         restkv_graph_scores           scores;
         ggml_tensor *                 sinks;    // F32 [n_head]
         ggml_tensor *                 pos;      // F32 [n_head_kv * n_cells], the first position of each head is 0
+        ggml_tensor *                 tops;     // F32 [n_head_kv] drift_tops, or null
         ggml_tensor *                 results;  // F32 [n_results], see layout
         float *                       host_sinks;
         float *                       host_pos;
+        float *                       host_tops;
         float *                       host_results;
         size_t                        n_used = 0;  // of the results
     };
@@ -198,8 +205,8 @@ private:
     struct batch {
         ggml_backend_event_ptr read;
         ggml_context_ptr       built;
-        ggml_tensor *          kept;  // I32 [n_head_kv * n_kept]
-        int32_t *              host_kept;
+        ggml_tensor *          from;  // I32 [n_head_kv * n_kept]
+        int32_t *              host_from;
         bool                   used = false;
     };
 
@@ -211,15 +218,17 @@ private:
     void             init_lanes();
     void             init_staging();
     void             put(ggml_tensor * to, const void * data, size_t bytes);
-    ggml_cgraph * build_moves(ggml_context * ctx, const restkv_graph_layer & layer, ggml_tensor * kept, uint32_t n_kept,
-                              uint32_t first) const;
+    void move_some(const restkv_graph_layer & layer, const int32_t * from, uint32_t n, uint32_t first, bool up);
+    ggml_cgraph * build_moves(ggml_context * ctx, const restkv_graph_layer & layer, ggml_tensor * from, uint32_t n,
+                              uint32_t first, bool up) const;
 
     const ggml_backend_buffer_type_t buft;
     const restkv_params &            params;
     const restkv_graph_kind          kind;
     const sizes                      most;
-    const bool                       dry;            // only measures
-    uint32_t                         n_head    = 1;  // most of a layer
+    const bool                       dry;                // only measures
+    bool                             hides     = false;  // a layer has hidden cells
+    uint32_t                         n_head    = 1;      // most of a layer
     uint32_t                         n_head_kv = 1;
     ggml_backend_t                   backend   = nullptr;
 

@@ -37,9 +37,14 @@ void restkv_graph_builder::angles() {
         const uint32_t n    = std::min(step, n_text - j);
         ggml_tensor *  x    = rows_of(layer.k, d, j, n);
         ggml_tensor *  size = ggml_sqrt(ctx, ggml_clamp(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, x)), LENGTH2_MIN, 3e38f));
-        ggml_tensor *  unit = ggml_cont(ctx, ggml_transpose(ctx, ggml_div(ctx, x, size)));  // [n, d, T]
-        ggml_tensor *  part = ggml_reshape_3d(ctx, ggml_sum_rows(ctx, unit), d, 1, T);
-        sum                 = sum ? ggml_add(ctx, sum, part) : part;
+        ggml_tensor *  unit = ggml_div(ctx, x, size);
+        if (hidden) {
+            ggml_tensor * held = ggml_exp(ctx, ggml_cont(ctx, hidden_cells(j, n)));  // 0 or 1
+            unit               = ggml_mul(ctx, unit, ggml_reshape_3d(ctx, held, 1, n, T));
+        }
+        unit               = ggml_cont(ctx, ggml_transpose(ctx, unit));  // [n, d, T]
+        ggml_tensor * part = ggml_reshape_3d(ctx, ggml_sum_rows(ctx, unit), d, 1, T);
+        sum                = sum ? ggml_add(ctx, sum, part) : part;
         ggml_build_forward_expand(gf, sum);
     }
     ggml_tensor * mean = ggml_scale(ctx, sum, 1.0f / n_text);  // a sum may be beyond F16

@@ -9,6 +9,7 @@
 #include "parallel.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace {
 
@@ -29,37 +30,75 @@ private:
     const std::vector<std::unique_ptr<restkv_graph>> & graphs;
 };
 
-// What the host keeps of a layer from its scores on until its cells are selected.
-struct layer_turn {
-    std::vector<int32_t> pos;     // [n_head_kv][N]
-    std::vector<uint8_t> drifts;  // [n_head_kv]
-};
-
 }  // namespace
 
-// Positions of all cells of a layer: [n_head_kv][n_cells].
-std::vector<int32_t> restkv_cache::positions(const layer_state & layer, const evict_plan & plan) const {
-    std::vector<int32_t> pos;
+// What the host keeps of a layer from its scores on until its cells are selected. A head that holds fewer cells than
+// another one of its layer has hidden cells before its first.
+struct layer_turn {
+    restkv_graph_cells    cells;
+    std::vector<int32_t>  pos;        // [n_head_kv][N] positions; of hidden cells that of the first one
+    std::vector<uint32_t> hidden;     // [n_head_kv] cells before the first one
+    std::vector<uint32_t> tops;       // [n_head_kv] cells that the drift is measured over
+    std::vector<uint8_t>  drifts;     // [n_head_kv]
+    std::vector<int32_t>  n_visible;  // [n_rows]
+    bool                  scored;     // else all cells stay
+};
+
+void restkv_cache::start_turn(const layer_state & layer, const evict_plan & plan, layer_turn & turn) const {
+    const uint32_t n_tail = (uint32_t) plan.tail_pos.size();
+    uint32_t       n_most = 0;
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        const auto from = layer.table.begin() + (size_t) h * layer.budget;
-        pos.insert(pos.end(), from, from + held(layer, h));
-        pos.insert(pos.end(), plan.tail_pos.begin(), plan.tail_pos.end());
+        n_most = std::max(n_most, held(layer, h));
     }
-    return pos;
+    const uint32_t N     = n_most + n_tail;
+    const uint32_t n_doc = N - plan.n_guide;
+
+    turn.scored = layer.mask ? n_doc > layer.n_window : n_doc > std::max(layer.n_window, layer.budget);
+    turn.pos.clear();
+    turn.hidden.clear();
+    turn.tops.clear();
+    turn.drifts.clear();
+    turn.n_visible.clear();
+    uint32_t n_drift = 0;
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        const uint32_t  n     = held(layer, h);
+        const int32_t * table = layer.table.data() + (size_t) h * layer.budget;
+        turn.hidden.push_back(n_most - n);
+        turn.pos.insert(turn.pos.end(), n_most - n, n > 0 ? table[0] : plan.tail_pos[0]);
+        turn.pos.insert(turn.pos.end(), table, table + n);
+        turn.pos.insert(turn.pos.end(), plan.tail_pos.begin(), plan.tail_pos.end());
+        const int32_t * pos = turn.pos.data() + (size_t) h * N;
+        turn.drifts.push_back(turn.scored && restkv_drifts(*method, params, plan, pos, N));
+        turn.tops.push_back(std::min(params.budget - params.window, n_past(layer, h, plan)));
+        n_drift = turn.drifts.back() ? std::max(n_drift, turn.tops.back()) : n_drift;
+    }
+    // cells of the window hold the same positions everywhere, and older cells are seen by every row
+    for (const int32_t row : plan.row_pos) {
+        const auto first = turn.pos.begin();
+        turn.n_visible.push_back((int32_t) (std::upper_bound(first, first + N, row) - first));
+    }
+    turn.cells            = {};
+    turn.cells.first      = tail_begin() - n_most - layer.first;
+    turn.cells.n_cells    = N;
+    turn.cells.n_past     = n_doc - std::min(n_doc, layer.n_window);
+    turn.cells.n_visible  = turn.n_visible.data();
+    turn.cells.drift_top  = n_drift;
+    turn.cells.drift_tops = layer.mask ? turn.tops.data() : nullptr;
+    turn.cells.pos        = turn.pos.data();
 }
 
-// A KV head's past cells: the best in s.kept, and one score of each in s.row.
-void restkv_cache::choose_task(const layer_state & layer, uint32_t h, const evict_plan & plan, const layer_data & data,
-                               const int32_t * pos, bool drifts, const restkv_graph_scores & scores,
-                               restkv_scratch & s) const {
+// A KV head's past cells: the best in s.kept, as many as are returned, and one score of each in s.row.
+uint32_t restkv_cache::choose_task(const layer_state & layer, uint32_t h, const evict_plan & plan,
+                                   const layer_data & data, const layer_turn & turn, const restkv_graph_scores & scores,
+                                   restkv_scratch & s) const {
     const bool     moves  = restkv_graph_kind_of(params) == RESTKV_GRAPH_MOVES;
     const uint32_t group  = layer.n_head / layer.n_head_kv;
-    const uint32_t n_keep = layer.budget - layer.n_window;
+    const uint32_t hidden = turn.hidden[h];
 
     restkv_view view;
-    view.n_cells  = plan.n_end;
-    view.n_past   = plan.n_end - plan.n_guide - layer.n_window;
-    view.pos      = pos;
+    view.n_cells  = turn.cells.n_cells - hidden;
+    view.n_past   = n_past(layer, h, plan);
+    view.pos      = turn.pos.data() + (size_t) h * turn.cells.n_cells + hidden;
     view.group    = group;
     view.layer    = layer.il;
     view.head_kv  = h;
@@ -67,6 +106,10 @@ void restkv_cache::choose_task(const layer_state & layer, uint32_t h, const evic
     view.n_layers = (uint32_t) layers.size();
     view.cursor   = cursor;
     view.sums     = data.sums ? data.sums + (size_t) h * params.capacity : nullptr;
+    if (!turn.scored) {
+        std::iota(s.kept.begin(), s.kept.begin() + view.n_past, 0);
+        return view.n_past;
+    }
 
     const int64_t t_start = ggml_time_us();
     if (moves) {
@@ -75,85 +118,86 @@ void restkv_cache::choose_task(const layer_state & layer, uint32_t h, const evic
     for (uint32_t g = 0; !moves && g < group; ++g) {
         const uint32_t head = h * group + g;
         const float *  wo   = layer.wo.empty() ? nullptr : layer.wo.data() + (size_t) head * layer.d_v * layer.d_v;
-        restkv_graph_raw(scores, params, graph_layer(layer), head, wo, s.raw.data() + (size_t) g * s.n_pad);
-        s.drift[g] = drifts ? restkv_graph_drift(scores, head) : 0.0;
+        float *        raw  = s.raw.data() + (size_t) g * s.n_pad;
+        restkv_graph_raw(scores, params, graph_layer(layer), head, wo, hidden, raw);
+        const uint32_t top = turn.cells.drift_tops ? turn.tops[h] : turn.cells.drift_top;
+        s.drift[g]         = turn.drifts[h] ? restkv_graph_drift(scores, head, top) : 0.0;
     }
     s.times.score += ggml_time_us() - t_start;
-    restkv_choose(view, params, drifts, n_keep, s);
+    const uint32_t n_keep = std::min(layer.budget - layer.n_window, view.n_past);
+    restkv_choose(view, params, turn.drifts[h], n_keep, s);
+    return n_keep;
 }
 
-// The chosen past cells and the window, into kept[budget] and out.
+// The n_keep past cells of s.kept and the window, into s.kept and out.
 void restkv_cache::keep_task(const layer_state & layer, uint32_t h, const evict_plan & plan, const layer_data & data,
-                             const int32_t * pos, const restkv_scratch & s, int32_t * kept, layer_kept & out) const {
-    const uint32_t n_keep = layer.budget - layer.n_window;
-    const uint32_t n_doc  = plan.n_end - plan.n_guide;
-    std::copy_n(s.kept.begin(), n_keep, kept);
-    for (uint32_t i = 0; i < layer.n_window; ++i) {
-        kept[n_keep + i] = (int32_t) (n_doc - layer.n_window + i);
+                             const layer_turn & turn, uint32_t n_keep, restkv_scratch & s, layer_kept & out) const {
+    const uint32_t n_doc    = turn.cells.n_cells - turn.hidden[h] - plan.n_guide;
+    const uint32_t n_window = std::min(layer.n_window, n_doc);
+    const uint32_t n_kept   = n_keep + n_window;
+    std::iota(s.kept.begin() + n_keep, s.kept.begin() + n_kept, (int32_t) (n_doc - n_window));
+    move_votes(data, h, s.kept.data(), n_kept, plan.n_end);
+
+    const int32_t * pos   = turn.pos.data() + (size_t) h * turn.cells.n_cells + turn.hidden[h];
+    int32_t *       table = out.table.data() + (size_t) h * layer.budget;
+    int32_t *       from  = out.from.data() + (size_t) h * layer.budget;
+    for (uint32_t i = 0; i < n_kept; ++i) {
+        table[i] = pos[s.kept[i]];
+        from[i]  = (int32_t) (turn.cells.first + turn.hidden[h]) + s.kept[i];
     }
-    move_votes(data, h, kept, layer.budget, plan.n_end);
-    for (uint32_t i = 0; i < layer.budget; ++i) {
-        out.table[(size_t) h * layer.budget + i] = pos[kept[i]];
+    out.held[h] = n_kept;
+}
+
+// Every head's cells to its last rows before n_row_max.
+void restkv_cache::queue_moves(const layer_state & layer, const layer_kept & out) const {
+    const uint32_t       n     = *std::max_element(out.held.begin(), out.held.end());
+    const uint32_t       first = n_row_max - n - layer.first;
+    std::vector<int32_t> from;
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        for (uint32_t i = 0; i < n - out.held[h]; ++i) {
+            from.push_back((int32_t) (first + i));  // holds nothing
+        }
+        const auto own = out.from.begin() + (size_t) h * layer.budget;
+        from.insert(from.end(), own, own + out.held[h]);
     }
-    out.held[h] = layer.budget;
+    layer.graph->move(graph_layer(layer), from.data(), n, first);
 }
 
 void restkv_cache::evict_as_graphs(const std::vector<uint32_t> & members, const evict_plan & plan,
                                    const std::vector<layer_data> & data, std::vector<restkv_scratch> & scratch,
                                    std::vector<layer_kept> & out, restkv_event & event) const {
-    const uint32_t          N    = plan.n_end;  // every head has as many: budgets are not shared out here
-    const restkv_graph_kind kind = restkv_graph_kind_of(params);
+    const restkv_graph_kind kind    = restkv_graph_kind_of(params);
+    const bool              attends = restkv_graph_attends(kind);
+    const uint32_t          n_rows  = attends ? (uint32_t) plan.row_pos.size() : 0;
     const at_rest           end(graphs);
 
-    restkv_graph_cells          cells;
-    std::vector<float>          weights;
-    std::vector<int32_t>        n_visible;
+    std::vector<float>          weights = attends ? restkv_graph_weights(params, n_rows) : std::vector<float>();
     std::vector<restkv_graph *> started;
     layer_turn                  turns[2];  // this layer's and the next one's
 
     const auto begin = [&](size_t i) {
         const layer_state & layer = layers[members[i]];
         layer_turn &        turn  = turns[i % 2];
-        turn.pos                  = positions(layer, plan);
-        turn.drifts.resize(layer.n_head_kv);
-        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-            turn.drifts[h] = restkv_drifts(*method, params, plan, turn.pos.data() + (size_t) h * N, N);
-        }
-        if (kind == RESTKV_GRAPH_MOVES) {
+        start_turn(layer, plan, turn);
+        if (kind == RESTKV_GRAPH_MOVES || !turn.scored) {
             return;
         }
-        if (i == 0) {
-            if (restkv_graph_attends(kind)) {
-                weights = restkv_graph_weights(params, (uint32_t) plan.row_pos.size());
-            }
-            // cells of the window hold the same positions everywhere, and older cells are seen by every row
-            for (const int32_t row : plan.row_pos) {
-                const auto first = turn.pos.begin();
-                n_visible.push_back((int32_t) (std::upper_bound(first, first + N, row) - first));
-            }
-            cells.n_cells   = N;
-            cells.n_past    = N - plan.n_guide - layer.n_window;
-            cells.row_slots = plan.row_slots.data();
-            cells.n_rows    = restkv_graph_attends(kind) ? (uint32_t) plan.row_pos.size() : 0;
-            cells.weights   = weights.empty() ? nullptr : weights.data();
-            cells.n_visible = n_visible.data();
-        }
-        const bool drifts    = std::find(turn.drifts.begin(), turn.drifts.end(), 1) != turn.drifts.end();
-        cells.drift_top      = drifts ? layer.budget - layer.n_window : 0;
-        cells.pos            = turn.pos.data();
+        turn.cells.row_slots = plan.row_slots.data();
+        turn.cells.n_rows    = n_rows;
+        turn.cells.weights   = weights.empty() ? nullptr : weights.data();
         restkv_graph & graph = *layer.graph;
         if (std::find(started.begin(), started.end(), &graph) == started.end()) {
-            graph.start(cells);
+            graph.start(turn.cells);
             started.push_back(&graph);
         }
         restkv_graph_layer shape = graph_layer(layer);
         shape.sinks              = data[members[i]].sinks.empty() ? nullptr : data[members[i]].sinks.data();
-        graph.begin(shape, cells);
+        graph.begin(shape, turn.cells);
     };
 
-    std::vector<int32_t> kept;
     for (size_t i = 0; i < members.size(); ++i) {
         const layer_state & layer   = layers[members[i]];
+        const layer_turn &  turn    = turns[i % 2];
         const bool          more    = i + 1 < members.size();
         const bool          early   = more && (layers[members[i + 1]].graph != layer.graph || layer.graph->ahead());
         int64_t             t_start = ggml_time_us();
@@ -163,38 +207,38 @@ void restkv_cache::evict_as_graphs(const std::vector<uint32_t> & members, const 
         if (early) {
             begin(i + 1);
         }
-        const restkv_graph_scores scores = kind == RESTKV_GRAPH_MOVES ? restkv_graph_scores{} : layer.graph->finish();
+        const bool                waits  = kind != RESTKV_GRAPH_MOVES && turn.scored;
+        const restkv_graph_scores scores = waits ? layer.graph->finish() : restkv_graph_scores{};
         if (more && !early) {
             begin(i + 1);
         }
         event.us_attend += ggml_time_us() - t_start;
 
-        const layer_turn & turn = turns[i % 2];
-        kept.resize((size_t) layer.n_head_kv * layer.budget);
-        const layer_data & own    = data[members[i]];
-        const auto         pos    = [&](uint32_t h) { return turn.pos.data() + (size_t) h * N; };
-        const auto         choose = [&](uint32_t h, restkv_scratch & s) {
-            choose_task(layer, h, plan, own, pos(h), turn.drifts[h] != 0, scores, s);
+        const layer_data & own  = data[members[i]];
+        layer_kept &       kept = out[members[i]];
+        kept.from.resize((size_t) layer.n_head_kv * layer.budget);
+        const uint32_t n_threads = std::min((uint32_t) scratch.size(), layer.n_head_kv);
+        const auto     choose    = [&](uint32_t h, restkv_scratch & s) {
+            return choose_task(layer, h, plan, own, turn, scores, s);
         };
-        const auto keep = [&](uint32_t h, const restkv_scratch & s) {
-            keep_task(layer, h, plan, own, pos(h), s, kept.data() + (size_t) h * layer.budget, out[members[i]]);
+        const auto keep = [&](uint32_t h, uint32_t n_keep, restkv_scratch & s) {
+            keep_task(layer, h, plan, own, turn, n_keep, s, kept);
         };
         if (method->per_layer) {
-            restkv_scratch & s = scratch[0];
-            choose_one_set(layer, N - plan.n_guide - layer.n_window, s, [&](uint32_t h) { choose(h, s); });
+            restkv_scratch & s      = scratch[0];
+            const uint32_t   n_keep = choose_one_set(layer, turn.cells.n_past, s, [&](uint32_t h) { choose(h, s); });
             for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-                keep(h, s);
+                keep(h, n_keep, s);
             }
+        } else if (layer.mask) {
+            share_heads(layer, plan, scratch, n_threads, choose, keep);
         } else {
-            restkv_parallel(layer.n_head_kv, std::min((uint32_t) scratch.size(), layer.n_head_kv),
-                            [&](uint32_t h, uint32_t thread) {
-                                choose(h, scratch[thread]);
-                                keep(h, scratch[thread]);
-                            });
+            restkv_parallel(layer.n_head_kv, n_threads,
+                            [&](uint32_t h, uint32_t thread) { keep(h, choose(h, scratch[thread]), scratch[thread]); });
         }
 
         t_start = ggml_time_us();
-        layer.graph->move(graph_layer(layer), kept.data(), layer.budget);
+        queue_moves(layer, kept);
         event.us_compact += ggml_time_us() - t_start;
     }
     const int64_t t_start = ggml_time_us();

@@ -17,14 +17,17 @@ static restkv_graph_layer outline(ggml_context * ctx, ggml_backend_buffer_t none
     const restkv_method & method = *restkv_find_method(params.method);
     const int64_t         d_k = shape.n_embd_head_k, d_v = shape.n_embd_head_v;
     restkv_graph_layer    layer;
-    layer.k = ggml_new_tensor_2d(ctx, (ggml_type) shape.type_k, shape.n_head_kv * d_k, params.capacity);
-    layer.v = ggml_new_tensor_2d(ctx, (ggml_type) shape.type_v, shape.n_head_kv * d_v, params.capacity);
+    layer.k = ggml_new_tensor_2d(ctx, (ggml_type) shape.type_k, shape.n_head_kv * d_k, shape.n_cells);
+    layer.v = ggml_new_tensor_2d(ctx, (ggml_type) shape.type_v, shape.n_head_kv * d_v, shape.n_cells);
     if (method.uses_queries) {
         const uint32_t rows = std::max(params.window, params.n_ring) + 1;
         layer.ring          = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_head * d_k, rows);
     }
     if (method.uses_wo && params.use_wo) {
         layer.wo = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d_v, d_v, shape.n_head);
+    }
+    if (shape.hides) {
+        layer.hidden = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, shape.n_cells, shape.n_head_kv);
     }
     for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
         t->buffer = none;
@@ -44,8 +47,9 @@ restkv_status restkv_plan_graph(const restkv_params * params, const restkv_layer
     if (const restkv_status status = restkv_check_params(*params)) {
         return status;
     }
-    if (params->capacity < params->budget || shape->n_head_kv == 0 || shape->n_head % shape->n_head_kv != 0 ||
-        shape->n_head == 0 || !restkv_is_kv_type(shape->type_k, shape->n_embd_head_k) ||
+    if (shape->n_kept < params->budget || shape->n_cells < shape->n_kept || shape->n_head_kv == 0 ||
+        shape->n_head % shape->n_head_kv != 0 || shape->n_head == 0 ||
+        !restkv_is_kv_type(shape->type_k, shape->n_embd_head_k) ||
         !restkv_is_kv_type(shape->type_v, shape->n_embd_head_v)) {
         return restkv_fail(RESTKV_INVALID, "restkv_plan_graph: there is no such layer");
     }
@@ -58,10 +62,10 @@ restkv_status restkv_plan_graph(const restkv_params * params, const restkv_layer
         return RESTKV_OK;
     }
     try {
-        const ggml_context_ptr        ctx(ggml_init({ 4 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
+        const ggml_context_ptr        ctx(ggml_init({ 5 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
         const ggml_backend_buffer_ptr none(ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(found), 0));
         const restkv_graph::needs     needs =
-            restkv_graph::measure(found, *params, restkv_graph::sizes_of(*params, params->capacity),
+            restkv_graph::measure(found, *params, restkv_graph::sizes_of(*params, shape->n_cells, shape->n_kept),
                                   outline(ctx.get(), none.get(), *params, *shape));
         *bytes_device = needs.device;
         *bytes_host   = needs.host;

@@ -36,7 +36,8 @@ void restkv_graph::init_staging() {
 
     const size_t rows  = most.n_rows;
     const size_t n_pos = kind == RESTKV_GRAPH_MOVES ? 0 : (size_t) n_head_kv * most.n_cells;
-    const size_t lane  = n_results + n_head + n_pos;
+    const size_t n_top = hides ? n_head_kv : 0;
+    const size_t lane  = n_results + n_head + n_pos + n_top;
     const size_t batch = (size_t) n_head_kv * most.n_kept;
     const auto   fill  = [&](ggml_backend_buffer_type_t type) {
         const size_t words = rows * rows + 2 * rows + lanes.size() * (lane + batch);
@@ -71,9 +72,10 @@ void restkv_graph::init_staging() {
         x.host_results = take(n_results);
         x.host_sinks   = take(n_head);
         x.host_pos     = take(n_pos);
+        x.host_tops    = take(n_top);
     }
     for (auto & x : batches) {
-        x.host_kept = (int32_t *) take(batch);
+        x.host_from = (int32_t *) take(batch);
     }
 }
 
@@ -160,6 +162,10 @@ void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_ce
             to.host_pos[i] = (float) (cells.pos[i] - cells.pos[i / cells.n_cells * cells.n_cells]);
         }
         put(to.pos, to.host_pos, n * sizeof(float));
+        if (cells.drift_tops) {
+            std::copy_n(cells.drift_tops, layer.n_head_kv, to.host_tops);
+            put(to.tops, to.host_tops, layer.n_head_kv * sizeof(float));
+        }
     }
 
     tile t = tile_of(layer, n_cols, cells.n_rows);
@@ -171,11 +177,10 @@ void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_ce
         run(memory_score.get(), built.gf);
     }
 
-    to.scores         = {};
-    to.scores.n_cols  = n_cols;
-    to.scores.n_past  = cells.n_past;
-    to.scores.n_rows  = cells.n_rows;
-    to.scores.n_drift = cells.drift_top;
+    to.scores        = {};
+    to.scores.n_cols = n_cols;
+    to.scores.n_past = cells.n_past;
+    to.scores.n_rows = cells.n_rows;
     if (restkv_graph_attends(kind)) {
         to.scores.abar = to.host_results + at.abar;
     }
@@ -217,28 +222,45 @@ restkv_graph_scores restkv_graph::score(const restkv_graph_layer & layer, const 
     return finish();
 }
 
-void restkv_graph::move(const restkv_graph_layer & layer, const int32_t * cells, uint32_t n_kept) {
-    uint32_t first = n_kept;  // cells that are in place in every head
+// Those that go to smaller rows first. Neither way overwrites a row that the other one still has to read: in each head
+// the rows that go up come before the rows that go down, where they are and where they come to.
+void restkv_graph::move(const restkv_graph_layer & layer, const int32_t * from, uint32_t n, uint32_t first) {
+    move_some(layer, from, n, first, /*up =*/false);
+    move_some(layer, from, n, first, /*up =*/true);
+}
+
+void restkv_graph::move_some(const restkv_graph_layer & layer, const int32_t * from, uint32_t n, uint32_t first,
+                             bool up) {
+    const auto moves = [&](uint32_t h, uint32_t i) {
+        const int64_t to = (int64_t) first + i, row = from[(size_t) h * n + i];
+        return up ? row < to : row > to;
+    };
+    uint32_t begin = n, end = 0;  // of what moves, in any head
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-        uint32_t i = 0;
-        while (i < first && cells[(size_t) h * n_kept + i] == (int32_t) i) {
-            ++i;
+        for (uint32_t i = 0; i < begin; ++i) {
+            begin = moves(h, i) ? i : begin;
         }
-        first = i;
+        for (uint32_t i = n; i > end; --i) {
+            end = moves(h, i - 1) ? i : end;
+        }
     }
-    if (first == n_kept) {
+    if (begin >= end) {
         return;
     }
     batch & x = batches[n_moved++ % batches.size()];
     if (ahead() && x.used) {
         ggml_backend_event_synchronize(x.read.get());
     }
-    const size_t n = (size_t) layer.n_head_kv * n_kept;
-    std::copy_n(cells, n, x.host_kept);
-    put(x.kept, x.host_kept, n * sizeof(int32_t));
+    int32_t * next = x.host_from;
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        for (uint32_t i = begin; i < end; ++i) {
+            *next++ = moves(h, i) ? from[(size_t) h * n + i] : (int32_t) (first + i);
+        }
+    }
+    put(x.from, x.host_from, (next - x.host_from) * sizeof(int32_t));
     // One piece is in work memory at a time, so that this never outgrows what was reserved.
     x.built = new_context();
-    run(memory_move.get(), build_moves(x.built.get(), layer, x.kept, n_kept, first));
+    run(memory_move.get(), build_moves(x.built.get(), layer, x.from, end - begin, first + begin, up));
     if (ahead()) {
         ggml_backend_event_record(x.read.get(), backend);
         x.used = true;

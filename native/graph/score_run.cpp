@@ -109,8 +109,8 @@ void restkv_score_run::choose(const restkv_score_out & out) {
         for (uint32_t g = 0; g < group; ++g) {
             const uint32_t h = hk * group + g;
             restkv_graph_raw(scores, args.params, rows.layer, h, wo.empty() ? nullptr : wo.data() + (size_t) h * d * d,
-                             scratch.raw.data() + (size_t) g * scratch.n_pad);
-            scratch.drift[g] = drifts[hk] ? restkv_graph_drift(scores, h) : 0.0;
+                             0, scratch.raw.data() + (size_t) g * scratch.n_pad);
+            scratch.drift[g] = drifts[hk] ? restkv_graph_drift(scores, h, cells.drift_top) : 0.0;
         }
         restkv_view view;
         view.n_cells = args.n_cells;

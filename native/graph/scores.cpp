@@ -43,9 +43,10 @@ std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n
     return restkv_row_weights(params, n_rows);
 }
 
-static void score_keys(const restkv_graph_scores & scores, const restkv_graph_layer & layer, uint32_t hk, float * raw) {
-    const uint32_t n  = scores.n_past;
-    const float *  l2 = scores.lengths2 + (size_t) hk * n;
+static void score_keys(const restkv_graph_scores & scores, const restkv_graph_layer & layer, uint32_t hk,
+                       uint32_t first, float * raw) {
+    const uint32_t n  = scores.n_past - first;
+    const float *  l2 = scores.lengths2 + (size_t) hk * scores.n_past + first;
     if (!scores.dots) {
         for (uint32_t j = 0; j < n; ++j) {
             raw[j] = (float) -std::sqrt((double) l2[j]);
@@ -53,7 +54,7 @@ static void score_keys(const restkv_graph_scores & scores, const restkv_graph_la
         return;
     }
     const float * mean    = scores.mean + (size_t) hk * layer.d_k;
-    const float * dots    = scores.dots + (size_t) hk * n;
+    const float * dots    = scores.dots + (size_t) hk * scores.n_past + first;
     double        squared = 0.0;
     for (uint32_t k = 0; k < layer.d_k; ++k) {
         squared += (double) mean[k] * mean[k];
@@ -65,23 +66,23 @@ static void score_keys(const restkv_graph_scores & scores, const restkv_graph_la
 }
 
 void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params,
-                      const restkv_graph_layer & layer, uint32_t h, const float * wo, float * raw) {
+                      const restkv_graph_layer & layer, uint32_t h, const float * wo, uint32_t first, float * raw) {
     const uint32_t hk  = h / (layer.n_head / layer.n_head_kv);
     const uint32_t d_v = layer.d_v;
     if (!scores.abar) {
-        score_keys(scores, layer, hk, raw);
+        score_keys(scores, layer, hk, first, raw);
         return;
     }
-    const float *  abar = scores.abar + (size_t) h * scores.n_cols;
-    const uint32_t n    = scores.n_past;
+    const float *  abar = scores.abar + (size_t) h * scores.n_cols + first;
+    const uint32_t n    = scores.n_past - first;
     if (!scores.distance2) {
         std::copy(abar, abar + n, raw);
         for (uint32_t j = 0; scores.lengths2 && j < n; ++j) {
-            raw[j] = (float) (raw[j] * std::sqrt((double) scores.lengths2[(size_t) hk * n + j]));
+            raw[j] = (float) (raw[j] * std::sqrt((double) scores.lengths2[(size_t) hk * scores.n_past + first + j]));
         }
         return;
     }
-    const float * d2 = scores.distance2 + (size_t) h * n;
+    const float * d2 = scores.distance2 + (size_t) h * scores.n_past + first;
     for (uint32_t j = 0; j < n; ++j) {
         raw[j] = abar[j] / (1.0f - abar[j]) * restkv_distance_power(std::sqrt(d2[j]), params);
     }
@@ -92,7 +93,7 @@ void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & 
     }
     // 1 - a from the other columns: those of the window and the sink count
     double rest = 0.0;
-    for (uint32_t j = 0; j < scores.n_cols; ++j) {
+    for (uint32_t j = 0; j < scores.n_cols - first; ++j) {
         rest += j == top ? 0.0 : abar[j];
     }
     std::vector<double> others(d_v), x(d_v);
@@ -104,16 +105,16 @@ void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & 
     raw[top] = restkv_score_top(abar[top], rest, others.data(), v.data(), wo, d_v, params, x);
 }
 
-// A row gives, for a threshold just above the drift_top-th largest weight and one just below it, the number of cells
+// A row gives, for a threshold just above the top-th largest weight and one just below it, the number of cells
 // above and the sum of their positions. Of the cells between the two thresholds a share counts.
-double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h) {
+double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h, uint32_t top) {
     const uint32_t n_half   = scores.n_rows / 2;
     double         means[2] = { 0.0, 0.0 };
     for (uint32_t i = 0; i < scores.n_rows; ++i) {
         const float * row     = scores.drift + ((size_t) h * scores.n_rows + i) * 4;
         const double  n_above = row[0], sum_above = row[1];
         const double  n_between = row[2] - n_above;
-        const double  share     = n_between > 0.0 ? std::clamp((scores.n_drift - n_above) / n_between, 0.0, 1.0) : 0.0;
+        const double  share     = n_between > 0.0 ? std::clamp((top - n_above) / n_between, 0.0, 1.0) : 0.0;
         const double  n         = n_above + share * n_between;
         means[i < n_half ? 0 : 1] += n > 0.0 ? (sum_above + share * (row[3] - sum_above)) / n : 0.0;
     }
