@@ -1,7 +1,7 @@
 """The devices on which the tests of the graphs run: every one of this build that can hold a cache.
 
 In an ordinary build that is the CPU alone. A build with CUDA, Metal or Vulkan adds its devices, without a switch.
-RESTKV_TEST_RPC=HOST:PORT adds the device that a server of ggml's RPC backend offers (tests/test_rpc.py).
+RESTKV_TEST_RPC=HOST:PORT,... adds the devices that servers of ggml's RPC backend offer (tests/test_rpc.py).
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def found() -> tuple[str, ...]:
         native.lib()
     except LibraryError:
         return ("CPU",)  # the tests skip themselves
-    server = os.environ.get("RESTKV_TEST_RPC")
-    if server:
+    for server in filter(None, os.environ.get("RESTKV_TEST_RPC", "").split(",")):
         ggml, rpc = library("ggml"), library("ggml-rpc")
         rpc.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
         ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]

@@ -46,8 +46,8 @@ def _silence(llama: Any) -> Any:
 class Stock:
     """A model and a context of llama.cpp with a full cache and flash attention on. Use as a context manager.
 
-    device: where the layers lie, as ggml names it; the CPU also in a build that has others. gpu_layers: how many of
-    them, from the last; -1: all.
+    device: where the layers lie, as ggml names it, or several by comma; the CPU also in a build that has others.
+    gpu_layers: how many of them, from the last; -1: all.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Stock:
         _silence(self._llama)
         self._llama.llama_backend_init()
         model_params = self._llama.llama_model_default_params()
-        used = [] if device == "CPU" else [devices.handle(device)]
+        used = [] if device == "CPU" else [devices.handle(name) for name in device.split(",")]
         self._devices = (ctypes.c_void_p * (len(used) + 1))(*used, None)
         model_params.devices = ctypes.addressof(self._devices)
         model_params.n_gpu_layers = gpu_layers if used else 0

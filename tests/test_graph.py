@@ -361,6 +361,22 @@ def test_partly_offloaded(device: str, tmp_path: Path) -> None:
 
 
 @each_device
+@pytest.mark.parametrize("allocation", ["uniform", "ada"])
+def test_spread_over_devices(allocation: str, device: str, tmp_path: Path) -> None:
+    """The layers of a model on two devices: each is evicted on its own, and both at a time."""
+    others = [name for name in DEVICES if name not in ("CPU", device)]
+    if device == "CPU" or not others:
+        pytest.skip("needs two devices beside the CPU")
+    path = models.write_random(tmp_path / "model.gguf", "llama", seed=9, n_layer=4, n_head=6, n_head_kv=3, n_ff=64)
+    config = EvictConfig(allocation=allocation)
+    shares = share_out(config, BUDGET, 4, 3) if allocation == "ada" else None
+    got = run(path, config, device=f"{device},{others[0]}", shares=shares)
+    assert got.stats.n_layer_graph == got.event.n_layer_graph == 4 and got.stats.n_evictions >= 2
+    assert sorted(got.stats.devices.decode().split(",")) == sorted([device, others[0]])
+    assert got.tokens == run(path, config, shares=shares).tokens
+
+
+@each_device
 def test_rows_that_are_no_whole_words_go_another_way(device: str, tmp_path: Path) -> None:
     path = models.write_random(tmp_path / "model.gguf", "qwen3", seed=6, n_head=2, n_head_kv=1, head_dim=96)
     got = run(path, EvictConfig(stages="graph"), kv="q8_0", device=device)

@@ -65,21 +65,25 @@ def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="the peer loads shared libraries by their Unix names")
 def test_the_graphs_on_an_rpc_device(build_cache: Path, tmp_path: Path) -> None:
-    """All of tests/test_graph.py and the plans of devices, in a process that finds the served device."""
-    folder, port = join(build(build_cache), tmp_path / "lib"), free_port()
+    """All of tests/test_graph.py and the plans of devices, in a process that finds two served devices."""
+    folder = join(build(build_cache), tmp_path / "lib")
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT / "tools"), str(ROOT)])}
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "rpc_peer.py"), str(folder), str(port)], env=env, stdout=subprocess.DEVNULL
-    )
+    ports: list[int] = []
+    servers: list[subprocess.Popen[bytes]] = []
     try:
-        wait_for(port, server)
-        env |= {"RESTKV_LIB_PATH": str(folder), "RESTKV_TEST_RPC": f"127.0.0.1:{port}"}
+        for _ in range(2):
+            ports.append(free_port())
+            command = [sys.executable, str(HERE / "rpc_peer.py"), str(folder), str(ports[-1])]
+            servers.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
+            wait_for(ports[-1], servers[-1])
+        env |= {"RESTKV_LIB_PATH": str(folder), "RESTKV_TEST_RPC": ",".join(f"127.0.0.1:{port}" for port in ports)}
         files = [str(HERE / name) for name in ("test_graph.py", "test_device_plan.py")]
         command = [sys.executable, "-m", "pytest", *files, "-k", "RPC0", "-q", "-p", "no:cacheprovider"]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     finally:
-        server.kill()
-        server.wait()
+        for server in servers:
+            server.kill()
+            server.wait()
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
     ran = re.search(r"(\d+) passed", done.stdout)
     assert ran and int(ran[1]) > 40, done.stdout
