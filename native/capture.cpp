@@ -12,14 +12,17 @@
 // Rows of the ring for the last tokens of a ubatch, shared by all layers of a graph.
 class restkv_ring_input : public llm_graph_input_i {
 public:
-    restkv_ring_input(restkv_cache & cache, ggml_tensor * rows) : cache(cache), rows(rows) {}
+    restkv_ring_input(restkv_cache & cache, ggml_backend_sched_t sched, ggml_tensor * rows) :
+        cache(cache),
+        sched(sched),
+        rows(rows) {}
 
     void set_input(const llama_ubatch * ubatch) override {
         const uint32_t       n_ring = (uint32_t) cache.ring_pos.size();
         const uint32_t       n      = (uint32_t) rows->ne[0];
         const llama_pos *    pos    = ubatch->pos + (ubatch->n_tokens - n);
         std::vector<int64_t> data(n);
-        cache.observe_before(pos, n);
+        cache.observe_before(sched, pos, n);
         for (uint32_t i = 0; i < n; ++i) {
             const uint32_t row = (uint32_t) pos[i] % n_ring;
             // two positions of one row (a batch out of order): the later wins, the other goes to the spare row
@@ -37,8 +40,9 @@ public:
         return rows->ne[0] == std::min<int64_t>(params.ubatch.n_tokens, (int64_t) cache.ring_pos.size());
     }
 
-    restkv_cache & cache;
-    ggml_tensor *  rows;  // I64 [min(n_tokens, n_ring)]
+    restkv_cache &       cache;
+    ggml_backend_sched_t sched;
+    ggml_tensor *        rows;  // I64 [min(n_tokens, n_ring)]
 };
 
 void restkv_cache::capture(const llm_graph_context & graph, restkv_cache * cache, ggml_tensor * q, ggml_tensor * kq_b,
@@ -68,7 +72,7 @@ void restkv_cache::capture(const llm_graph_context & graph, restkv_cache * cache
         rows = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I64, n);
         ggml_set_input(rows);
         ggml_set_name(rows, "restkv_ring_rows");
-        graph.res->add_input(std::make_unique<restkv_ring_input>(*cache, rows));
+        graph.res->add_input(std::make_unique<restkv_ring_input>(*cache, graph.sched, rows));
     }
 
     if (!ggml_is_contiguous(q)) {

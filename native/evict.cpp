@@ -249,7 +249,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
                                                    "shorter guide or a larger n_ubatch, and read the text again");
         }
         lctx->synchronize();
-        observe();
+        observe(lctx->get_sched());
         if (votes_lost) {
             return restkv_fail(RESTKV_NO_MEMORY, "memory ran out while the votes of the queries were counted: lower "
                                                  "the budget or the threads and read the text again");
@@ -274,7 +274,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
                                                    "tokens in pieces that fit the free cells");
         }
 
-        bind_graphs(lctx);
+        bind_graphs(lctx->get_sched());
         const int64_t t_start = ggml_time_us() - us_observe;
 
         evict_plan plan;

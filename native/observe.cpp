@@ -25,7 +25,7 @@ private:
 
 }  // namespace
 
-void restkv_cache::observe() {
+void restkv_cache::observe(ggml_backend_sched_t sched) {
     if (!method->accumulates || votes_lost) {
         return;
     }
@@ -69,9 +69,15 @@ void restkv_cache::observe() {
             scratch.emplace_back(n, group, d_k, 1, n_rows);
         }
 
-        std::vector<uint8_t> copy;
+        bind_graphs(sched);
+        std::vector<uint8_t>  copy;
+        std::vector<uint32_t> as_graph;
         for (layer_state & layer : layers) {
             if (!layer.captured) {
+                continue;
+            }
+            if (layer.graph) {
+                as_graph.push_back((uint32_t) (&layer - layers.data()));
                 continue;
             }
             layer_data data;
@@ -105,6 +111,7 @@ void restkv_cache::observe() {
                 restkv_attend(view, s, 0, sink);
             });
         }
+        vote_as_graphs(as_graph, n, row_pos, row_slots);
         bytes_scratch =
             std::max(bytes_scratch, n_threads * restkv_scratch::bytes(n, group, d_k, 1, n_rows) + copy.size());
     } catch (const std::exception &) {
@@ -114,11 +121,12 @@ void restkv_cache::observe() {
     us_observe += ggml_time_us() - t_start;
 }
 
-void restkv_cache::observe_before(const llama_pos * pos, uint32_t n) {
+void restkv_cache::observe_before(ggml_backend_sched_t sched, const llama_pos * pos, uint32_t n) {
     for (uint32_t i = 0; method->accumulates && i < n; ++i) {
         const llama_pos old = ring_pos[(uint32_t) pos[i] % (uint32_t) ring_pos.size()];
         if (old >= pos_seen && old < pos[0]) {
-            observe();
+            ggml_backend_sched_synchronize(sched);  // the tokens before may still be under way
+            observe(sched);
             return;
         }
     }

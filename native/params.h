@@ -9,5 +9,10 @@
 // Remember the sentence that restkv_last_error() returns; gives the status back.
 restkv_status restkv_fail(restkv_status status, const std::string & message);
 
+// Queries that are remembered.
+inline uint32_t restkv_ring_rows(const restkv_params & params) {
+    return params.n_ring > params.window ? params.n_ring : params.window;
+}
+
 // RESTKV_OK, or RESTKV_INVALID with a sentence.
 restkv_status restkv_check_params(const restkv_params & params);

@@ -107,7 +107,7 @@ void restkv_cache::init() {
         }
         check_layers();
         init_shares();
-        ring_pos.assign(std::max(params.window, params.n_ring), -1);
+        ring_pos.assign(restkv_ring_rows(params), -1);
         const std::string reason = method->refuse ? method->refuse(params, (uint32_t) layers.size()) : "";
         if (!reason.empty()) {
             throw std::runtime_error(reason);

@@ -199,18 +199,24 @@ private:
     void     evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
     void     drop_cells(llama_pos pos_next);
     void     init_ring();
-    void     observe();                                          // the queries in the ring vote (method h2o)
-    void     observe_before(const llama_pos * pos, uint32_t n);  // those that positions [n] would overwrite
-    void     forget_from(llama_pos p0);                          // queries and votes of what is cut
+    // Method h2o: the queries in the ring vote, or those that positions [n] would overwrite. Nothing may be under way in
+    // observe().
+    void     observe(ggml_backend_sched_t sched);
+    void     observe_before(ggml_backend_sched_t sched, const llama_pos * pos, uint32_t n);
+    void     forget_from(llama_pos p0);  // queries and votes of what is cut
     void     init_wo();
 
     // graph/evict.cpp
     void               init_graphs();
     std::string        init_graph(ggml_backend_buffer_type_t buft, const std::vector<uint32_t> & members);
     restkv_graph_layer graph_layer(const layer_state & layer) const;
-    void               bind_graphs(llama_context * lctx);
+    void               bind_graphs(ggml_backend_sched_t sched);
     std::string        graph_devices() const;
     size_t             graph_bytes() const;
+
+    // graph/votes.cpp
+    void vote_as_graphs(const std::vector<uint32_t> & members, uint32_t n_cells, const std::vector<int32_t> & row_pos,
+                        const std::vector<int32_t> & row_slots);
 
     // graph/pipeline.cpp
     void     evict_as_graphs(const std::vector<uint32_t> & members, const struct evict_plan & plan,

@@ -338,7 +338,7 @@ typedef struct restkv_layer_shape {
     uint32_t n_head_kv;
     uint32_t n_embd_head_k;
     uint32_t n_embd_head_v;
-    int32_t  type_k;  // ggml types
+    int32_t  type_k;   // ggml types
     int32_t  type_v;
     uint32_t n_cells;  // rows of the layer
     uint32_t n_kept;   // most cells of a KV head that survive an eviction

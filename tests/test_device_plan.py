@@ -135,6 +135,8 @@ def foreseen(engine: Engine, device: str) -> dict[str, GraphMemory]:
         *[(family, {}) for family in ("llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-oss")],
         ("llama", {"method": "snapkv", "pooling": "maxpool"}),
         ("llama", {"method": "streamingllm"}),
+        ("llama", {"method": "h2o"}),
+        ("gpt-oss", {"method": "h2o"}),
         ("llama", {"use_wo": False, "pooling": "none"}),
         ("llama", {"allocation": "pyramid"}),
         ("llama", {"allocation": "ada"}),

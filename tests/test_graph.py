@@ -287,6 +287,15 @@ def test_methods_and_options(changes: dict[str, object], device: str, tmp_path: 
 
 
 @each_device
+def test_votes_of_h2o(device: str, tmp_path: Path) -> None:
+    """With sinks; and counted where the keys are, which takes memory there that moves alone do not."""
+    path = models.write_random(tmp_path / "model.gguf", "gpt-oss", seed=6)
+    votes = check_equal(path, EvictConfig(method="h2o"), device)
+    moves = run(path, EvictConfig(method="fifo", stages="graph"), device=device)
+    assert votes.stats.bytes_graph > 2 * moves.stats.bytes_graph
+
+
+@each_device
 def test_the_ladder_of_lacache(device: str, tmp_path: Path) -> None:
     # enough layers for a ladder of several rungs
     path = models.write_random(tmp_path / "model.gguf", "llama", seed=5, n_layer=6, n_ff=64)

@@ -130,12 +130,11 @@ std::string restkv_cache::init_graph(ggml_backend_buffer_type_t buft, const std:
     return reason;
 }
 
-void restkv_cache::bind_graphs(llama_context * lctx) {
+void restkv_cache::bind_graphs(ggml_backend_sched_t sched) {
     for (const auto & graph : graphs) {
         if (graph->bound()) {
             continue;
         }
-        ggml_backend_sched_t sched = lctx->get_sched();
         for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
             ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
             if (ggml_backend_get_device(backend) == graph->device) {

@@ -1,6 +1,7 @@
 #include "graph.h"
 
 #include "build.h"
+#include "params.h"
 
 #ifdef RESTKV_TEST_WRONG_STAGE
 #    include "wrong_stage.h"
@@ -144,8 +145,9 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
 }
 
 restkv_graph::sizes restkv_graph::sizes_of(const restkv_params & params, uint32_t n_cells, uint32_t n_kept) {
-    const bool attends = restkv_graph_attends(restkv_graph_kind_of(params));
-    return { n_cells, attends ? params.window : 1, n_kept, 0 };
+    const restkv_graph_kind kind   = restkv_graph_kind_of(params);
+    const uint32_t          n_rows = kind == RESTKV_GRAPH_VOTES ? restkv_ring_rows(params) : params.window;
+    return { n_cells, restkv_graph_attends(kind) ? n_rows : 1, n_kept, 0 };
 }
 
 ggml_tensor * restkv_graph::keep_factors(const float * data, uint32_t d_v, uint32_t n_head) {

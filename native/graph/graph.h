@@ -23,6 +23,7 @@ enum restkv_graph_kind {
     RESTKV_GRAPH_MOVES,        // scores need nothing of the cells; the rows move on the device
     RESTKV_GRAPH_LENGTHS,      // lengths of the keys
     RESTKV_GRAPH_ANGLES,       // and each key's product with the mean of all unit keys
+    RESTKV_GRAPH_VOTES,        // attention of every query, while the text is read; an eviction moves rows
     RESTKV_GRAPH_ATTENTION,    // attention of the window
     RESTKV_GRAPH_ATTENTION_V,  // and lengths of the values
     RESTKV_GRAPH_OUTPUT,       // attention of the window, and each cell's distance to the output
@@ -30,9 +31,14 @@ enum restkv_graph_kind {
 
 restkv_graph_kind restkv_graph_kind_of(const restkv_params & params);
 
-// Whether queries of the window are needed.
+// Whether queries are needed.
 inline bool restkv_graph_attends(restkv_graph_kind kind) {
-    return kind >= RESTKV_GRAPH_ATTENTION;
+    return kind >= RESTKV_GRAPH_VOTES;
+}
+
+// Whether an eviction has something to compute before it selects.
+inline bool restkv_graph_scores_cells(restkv_graph_kind kind) {
+    return kind != RESTKV_GRAPH_NONE && kind != RESTKV_GRAPH_MOVES && kind != RESTKV_GRAPH_VOTES;
 }
 
 // Weights of the rows of the window, or none: a plain sum.
@@ -108,7 +114,7 @@ class restkv_graph {
 public:
     struct sizes {
         uint32_t n_cells;      // most cells
-        uint32_t n_rows;       // most rows of the window
+        uint32_t n_rows;       // most rows at a time, of the window or of queries that vote
         uint32_t n_kept;       // most cells that survive
         size_t   tile_floats;  // largest intermediate tensor; 0: the default
     };

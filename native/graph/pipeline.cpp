@@ -91,9 +91,9 @@ void restkv_cache::start_turn(const layer_state & layer, const evict_plan & plan
 uint32_t restkv_cache::choose_task(const layer_state & layer, uint32_t h, const evict_plan & plan,
                                    const layer_data & data, const layer_turn & turn, const restkv_graph_scores & scores,
                                    restkv_scratch & s) const {
-    const bool     moves  = restkv_graph_kind_of(params) == RESTKV_GRAPH_MOVES;
-    const uint32_t group  = layer.n_head / layer.n_head_kv;
-    const uint32_t hidden = turn.hidden[h];
+    const bool     scores_cells = restkv_graph_scores_cells(restkv_graph_kind_of(params));
+    const uint32_t group        = layer.n_head / layer.n_head_kv;
+    const uint32_t hidden       = turn.hidden[h];
 
     restkv_view view;
     view.n_cells  = turn.cells.n_cells - hidden;
@@ -112,10 +112,10 @@ uint32_t restkv_cache::choose_task(const layer_state & layer, uint32_t h, const 
     }
 
     const int64_t t_start = ggml_time_us();
-    if (moves) {
+    if (!scores_cells) {
         method->score(view, params, 0, s);
     }
-    for (uint32_t g = 0; !moves && g < group; ++g) {
+    for (uint32_t g = 0; scores_cells && g < group; ++g) {
         const uint32_t head = h * group + g;
         const float *  wo   = layer.wo.empty() ? nullptr : layer.wo.data() + (size_t) head * layer.d_v * layer.d_v;
         float *        raw  = s.raw.data() + (size_t) g * s.n_pad;
@@ -166,9 +166,10 @@ void restkv_cache::queue_moves(const layer_state & layer, const layer_kept & out
 void restkv_cache::evict_as_graphs(const std::vector<uint32_t> & members, const evict_plan & plan,
                                    const std::vector<layer_data> & data, std::vector<restkv_scratch> & scratch,
                                    std::vector<layer_kept> & out, restkv_event & event) const {
-    const restkv_graph_kind kind    = restkv_graph_kind_of(params);
-    const bool              attends = restkv_graph_attends(kind);
-    const uint32_t          n_rows  = attends ? (uint32_t) plan.row_pos.size() : 0;
+    const restkv_graph_kind kind         = restkv_graph_kind_of(params);
+    const bool              scores_cells = restkv_graph_scores_cells(kind);
+    const bool              attends      = scores_cells && restkv_graph_attends(kind);
+    const uint32_t          n_rows       = attends ? (uint32_t) plan.row_pos.size() : 0;
     const at_rest           end(graphs);
 
     std::vector<float>          weights = attends ? restkv_graph_weights(params, n_rows) : std::vector<float>();
@@ -179,7 +180,7 @@ void restkv_cache::evict_as_graphs(const std::vector<uint32_t> & members, const 
         const layer_state & layer = layers[members[i]];
         layer_turn &        turn  = turns[i % 2];
         start_turn(layer, plan, turn);
-        if (kind == RESTKV_GRAPH_MOVES || !turn.scored) {
+        if (!scores_cells || !turn.scored) {
             return;
         }
         turn.cells.row_slots = plan.row_slots.data();
@@ -207,7 +208,7 @@ void restkv_cache::evict_as_graphs(const std::vector<uint32_t> & members, const 
         if (early) {
             begin(i + 1);
         }
-        const bool                waits  = kind != RESTKV_GRAPH_MOVES && turn.scored;
+        const bool                waits  = scores_cells && turn.scored;
         const restkv_graph_scores scores = waits ? layer.graph->finish() : restkv_graph_scores{};
         if (more && !early) {
             begin(i + 1);

@@ -20,7 +20,7 @@ static restkv_graph_layer outline(ggml_context * ctx, ggml_backend_buffer_t none
     layer.k = ggml_new_tensor_2d(ctx, (ggml_type) shape.type_k, shape.n_head_kv * d_k, shape.n_cells);
     layer.v = ggml_new_tensor_2d(ctx, (ggml_type) shape.type_v, shape.n_head_kv * d_v, shape.n_cells);
     if (method.uses_queries) {
-        const uint32_t rows = std::max(params.window, params.n_ring) + 1;
+        const uint32_t rows = restkv_ring_rows(params) + 1;
         layer.ring          = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_head * d_k, rows);
     }
     if (method.uses_wo && params.use_wo) {

@@ -21,8 +21,7 @@ restkv_status restkv_check_score_on(const restkv_score_args & args, const restkv
     if (const restkv_status status = restkv_check_score(args, out)) {
         return status;
     }
-    const restkv_graph_kind kind = restkv_graph_kind_of(args.params);
-    if (kind == RESTKV_GRAPH_NONE || kind == RESTKV_GRAPH_MOVES) {
+    if (!restkv_graph_scores_cells(restkv_graph_kind_of(args.params))) {
         return restkv_fail(RESTKV_UNSUPPORTED, std::string("method ") + args.params.method +
                                                    " with these settings is not scored by a graph");
     }

@@ -9,8 +9,11 @@
 
 restkv_graph_kind restkv_graph_kind_of(const restkv_params & params) {
     const auto is = [&](const char * name) { return strcmp(params.method, name) == 0; };
-    if (is("streamingllm") || is("lacache") || is("fifo") || is("random") || is("h2o")) {
-        return RESTKV_GRAPH_MOVES;  // h2o's votes were counted before (native/observe.cpp)
+    if (is("streamingllm") || is("lacache") || is("fifo") || is("random")) {
+        return RESTKV_GRAPH_MOVES;
+    }
+    if (is("h2o")) {
+        return RESTKV_GRAPH_VOTES;
     }
     if (is("knorm") || is("keydiff")) {
         return is("knorm") ? RESTKV_GRAPH_LENGTHS : RESTKV_GRAPH_ANGLES;
@@ -32,7 +35,7 @@ restkv_graph_kind restkv_graph_kind_of(const restkv_params & params) {
 }
 
 std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n_rows) {
-    if (strcmp(params.method, "snapkv") == 0) {
+    if (strcmp(params.method, "snapkv") == 0 || strcmp(params.method, "h2o") == 0) {
         return {};
     }
     if (strcmp(params.method, "tova") == 0) {
