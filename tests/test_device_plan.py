@@ -138,6 +138,7 @@ def foreseen(engine: Engine, device: str) -> dict[str, GraphMemory]:
         ("llama", {"method": "h2o"}),
         ("gpt-oss", {"method": "h2o"}),
         ("llama", {"use_wo": False, "pooling": "none"}),
+        ("llama", {"metric_mode": "before", "use_norm": True}),
         ("llama", {"allocation": "pyramid"}),
         ("llama", {"allocation": "ada"}),
         ("llama", {"allocation": "ada", "method": "keydiff"}),
@@ -168,7 +169,7 @@ def test_work_memory_is_foreseen(family: str, changes: dict[str, object], device
 
 def test_no_work_memory_without_graphs() -> None:
     graph = {"stages": "graph"}
-    for changes in ({}, {"stages": "fused"}, graph | {"metric_mode": "before"}):
+    for changes in ({}, {"stages": "fused"}, graph | {"method": "full"}):
         evict = EvictConfig().with_(**changes)
         assert fitting.graph_memory(plan(**changes), PROBE, evict, HOST) is None
     with pytest.raises(ConfigError, match="no device 'GPU9'"):

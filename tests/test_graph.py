@@ -5,6 +5,7 @@ On the CPU, and where the same code computes (RPC), to the last bit; elsewhere w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,6 @@ SCORED = [
     case
     for case in CASES
     if case["params"]["method"] in ("restkv", "snapkv", "keydiff", "knorm")
-    and case["params"].get("metric_mode") != "before"
 ]
 # Each with another attention: plain, norms of queries and keys, soft-cap, sliding window, one matrix for all, sinks.
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-oss")
@@ -103,6 +103,11 @@ def test_saturated_attention(device: str) -> None:
     np.testing.assert_allclose(raw[~saturated], data["raw"][~saturated], rtol=error)
     # where the published code has infinity, both ways give the same true change of the output
     np.testing.assert_allclose(raw, kernels.score(*arrays, **case["params"])[0], rtol=error)
+    # and so where each query has a distance of its own
+    params = case["params"] | {"metric_mode": "before"}
+    graph, fused = (kernels.score(*arrays, backend=way, **params)[0] for way in (f"graph:{device}", "cpu"))
+    assert np.isfinite(graph).all()
+    np.testing.assert_allclose(graph, fused, rtol=error)
 
 
 @each_device
@@ -149,7 +154,7 @@ def test_drift_is_right_to_a_position(sharp: float, device: str) -> None:
     "changes",
     [
         {"method": "keydiff"}, {"method": "knorm"}, {"indicator": "attention"}, {"indicator": "attention-value-norm"},
-        {"rows": "last"},
+        {"rows": "last"}, {"metric_mode": "before"}, {"metric_mode": "before", "use_norm": True, "use_wo": False},
     ],
     ids=str,
 )  # fmt: skip
@@ -173,7 +178,7 @@ def test_what_has_no_graph_is_refused() -> None:
     with pytest.raises(ConfigError, match="backend must be"):
         kernels.score(**data, backend="gpu", **params)
     with pytest.raises(ModelError, match="not scored by a graph"):
-        kernels.score(**data, backend="graph:CPU", metric_mode="before", **params)
+        kernels.score(**data, backend="graph:CPU", **params | {"method": "streamingllm"})
     # too small a tile for a graph of bounded size
     inputs = prepare(data["q_win"], data["k"], data["v"], data["wo"], None, None, params)
     with pytest.raises(ModelError, match="cannot run a graph for 200 cells"):
@@ -274,6 +279,8 @@ def test_every_family(family: str, device: str, tmp_path: Path) -> None:
         {"rows": "last"},
         {"indicator": "attention"},
         {"indicator": "attention-value-norm"},
+        {"metric_mode": "before", "scale": 50},
+        {"metric_mode": "before", "use_norm": True, "reduce": "max"},
         {"method": "tova"},
         {"method": "h2o"},
         {"method": "keydiff"},
@@ -393,16 +400,6 @@ def test_rows_that_are_no_whole_words_go_another_way(device: str, tmp_path: Path
     assert f"{device} cannot run rows of 96 values of q8_0".encode() in got.stats.reason
 
 
-@each_device
-def test_what_has_no_graph_goes_another_way(device: str, tmp_path: Path) -> None:
-    path = models.write_random(tmp_path / "model.gguf", "llama", seed=8)
-    config = EvictConfig(stages="graph", metric_mode="before")
-    got = run(path, config, device=device)
-    assert got.stats.n_layer_graph == 0 and b" no graph" in got.stats.reason
-    assert got.stats.n_layer_host == (0 if device == "CPU" else got.stats.n_layer)
-    assert got.tokens == run(path, config.with_(stages="auto")).tokens
-
-
 def test_through_the_host(tmp_path: Path) -> None:
     path = models.write_random(tmp_path / "model.gguf", "gpt-oss", seed=6)
     fused, host = run(path, EvictConfig()), run(path, EvictConfig(stages="host"))
@@ -423,12 +420,13 @@ def test_report_names_the_way(smollm2: Path) -> None:
     assert answers[0] == answers[1]
 
 
-def test_engine_says_what_has_no_graph(smollm2: Path) -> None:
-    evict = EvictConfig(budget=128, reserve=128, stages="graph", metric_mode="before")
-    engine = Engine(n_ctx=1024, evict=evict, verbose=False)
-    engine("The quick brown fox jumps over the lazy dog. " * 40, max_tokens=1)
+def test_engine_says_what_cannot_run_as_a_graph(tmp_path: Path) -> None:
+    path = models.write_random(tmp_path / "model.gguf", "qwen3", seed=6, n_head=2, n_head_kv=1, head_dim=96)
+    evict = EvictConfig(budget=128, reserve=128, stages="graph")
+    engine = Engine(path, 1024, evict, kv_type="q8_0", n_threads=1)
+    answer = list(itertools.islice(engine.generate([10 + i % 300 for i in range(400)], temp=0.0), 4))
     report = engine.report()
     engine.close()
-    assert report.backend == "cpu-fused" and report.n_evictions > 0
-    assert report.backend_reason == "method restkv with these settings has no graph"
-    assert [notice for notice in report.notices if "has no graph" in notice]
+    assert len(answer) == 4 and report.backend == "cpu-fused" and report.n_evictions > 0
+    lacks = "CPU cannot run rows of 96 values of q8_0, which are no whole words, for an eviction"
+    assert report.backend_reason == lacks and [notice for notice in report.notices if lacks in notice]

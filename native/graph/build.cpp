@@ -27,6 +27,12 @@ size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_grap
     const size_t   blocks = passes(cells.n_rows, tile.n_rows);
     const size_t   drift  = cells.drift_top > 0 ? ROUNDS * 11 + 32 : 0;
     const size_t   split  = graph.exact ? 0 : SPLIT;
+    if (graph.kind == RESTKV_GRAPH_BEFORE) {
+        const size_t row = 10;  // of each query and panel
+        return blocks *
+                   ((12 + split) * keys + drift + 128 + values * (row * tile.n_rows + 2 * (10 + split) + 8 + split)) +
+               64;
+    }
     return blocks * ((12 + split) * keys + drift + 64) + (24 + 2 * split) * values + (32 + split) * keys + 64;
 }
 
@@ -64,12 +70,17 @@ restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_cont
 }
 
 void restkv_graph_builder::attend() {
-    ggml_tensor * abar = nullptr;
+    ggml_tensor *              abar = nullptr;
+    std::vector<ggml_tensor *> sums;  // of panels of past cells
     for (uint32_t from = 0; from < cells.n_rows; from += tile.n_rows) {
         const uint32_t n = std::min(tile.n_rows, cells.n_rows - from);
         ggml_tensor *  a = attention(from, n);
         if (cells.drift_top > 0) {
             give(drift(a), at.drift + (size_t) from * 4, (size_t) cells.n_rows * 4);
+        }
+        if (graph.kind == RESTKV_GRAPH_BEFORE) {
+            before(a, from, sums);
+            continue;
         }
         if (cells.weights) {
             ggml_tensor * e = ggml_view_2d(ctx, graph.weights, 1, n, sizeof(float), from * sizeof(float));
@@ -78,6 +89,12 @@ void restkv_graph_builder::attend() {
         a    = sum_rows_of_window(a);
         abar = abar ? ggml_add(ctx, abar, a) : a;
         ggml_build_forward_expand(gf, abar);
+    }
+    for (uint32_t p = 0, j = 0; p < sums.size(); j += sums[p++]->ne[0]) {
+        give(sums[p], at.abar + j, cells.n_past);
+    }
+    if (!abar) {
+        return;
     }
     give(abar, at.abar, abar->ne[0]);
     if (graph.kind == RESTKV_GRAPH_OUTPUT) {
@@ -196,36 +213,59 @@ ggml_tensor * restkv_graph_builder::sum_rows_of_window(ggml_tensor * a) const {
     return a->ne[1] == 1 && ggml_is_contiguous(a) ? a : ggml_cont(ctx, a);
 }
 
+// 1 where a weight is above DOMINANT, else 0.
+ggml_tensor * restkv_graph_builder::dominant(ggml_tensor * w) const {
+    constexpr float STEEP = 1e30f;
+    return ggml_clamp(ctx, ggml_scale_bias(ctx, w, STEEP, -STEEP * RESTKV_GRAPH_DOMINANT), 0.0f, 1.0f);
+}
+
+// Upper factors of W_o [d, d, g, T], or null: identity.
+restkv_graph_builder::factor restkv_graph_builder::factors() const {
+    if (!layer.wo) {
+        return {};
+    }
+    const size_t head = layer.wo->nb[2];
+    return factor_of(
+        ggml_view_4d(ctx, layer.wo, layer.d_v, layer.d_v, g, T, layer.wo->nb[1], head, g * head, tile.head * g * head),
+        GGML_TYPE_F32);
+}
+
+// sum_j w_j v_j of the first n_cells cells, a panel of them at a time: w [n_cells, x, T] -> [d, x, T].
+ggml_tensor * restkv_graph_builder::weighted_values(ggml_tensor * w, uint32_t n_cells) {
+    const uint32_t d      = layer.d_v;
+    const uint32_t step   = restkv_graph_panel(graph.most.tile_floats, (size_t) d * g * T, n_cells);
+    ggml_tensor *  values = nullptr;
+    for (uint32_t j = 0; j < n_cells; j += step) {
+        const uint32_t n    = std::min(step, n_cells - j);
+        ggml_tensor *  v    = ggml_cont(ctx, ggml_transpose(ctx, rows_of(layer.v, d, j, n)));  // [n, d, T]
+        ggml_tensor *  part = w;
+        if (n < n_cells) {
+            part = ggml_cont(ctx, ggml_view_3d(ctx, w, n, w->ne[1], T, w->nb[1], w->nb[2], j * w->nb[0]));
+        }
+        ggml_tensor * sum = product(factor_of(v, layer.v->type), factor_of(part, GGML_TYPE_F32));
+        values            = values ? ggml_add(ctx, values, sum) : sum;
+        ggml_build_forward_expand(gf, values);
+    }
+    return values;
+}
+
 // obar[k] = sum_j abar_j v_j[k], the dominant cell apart; then || R (obar - v_j) ||^2, a panel of cells at a time. The
 // square is never expanded, which would cancel.
 void restkv_graph_builder::distances(ggml_tensor * abar) {
     const uint32_t L = cells.n_past, d = layer.d_v;
     ggml_tensor *  w = ggml_cont(ctx, ggml_view_3d(ctx, abar, L, g, T, abar->nb[1], abar->nb[2], 0));
 
-    // 1 where the weight is above DOMINANT, else 0
-    constexpr float STEEP = 1e30f;
-    ggml_tensor * is_top  = ggml_clamp(ctx, ggml_scale_bias(ctx, w, STEEP, -STEEP * RESTKV_GRAPH_DOMINANT), 0.0f, 1.0f);
-    ggml_tensor * top     = ggml_mul(ctx, w, is_top);
-    ggml_tensor * others  = ggml_sub(ctx, w, top);
-    ggml_tensor * total   = nullptr;  // [1, g, T] their sum: F16 ends at 6e-8, and all together may be below
+    ggml_tensor * top    = ggml_mul(ctx, w, dominant(w));
+    ggml_tensor * others = ggml_sub(ctx, w, top);
+    ggml_tensor * total  = nullptr;  // [1, g, T] their sum: F16 ends at 6e-8, and all together may be below
     if (!graph.exact) {
-        total  = ggml_scale_bias(ctx, ggml_sum_rows(ctx, others), 1.0f, 1e-37f);
+        total  = ggml_scale_bias(ctx, ggml_sum_rows(ctx, others), 1.0f, LEAST);
         others = ggml_div(ctx, others, total);
     }
     w = ggml_concat(ctx, others, top, 1);  // [L, 2 g, T]
 
-    ggml_tensor *  values = nullptr;       // [d, 2 g, T]: others, dominant
-    const uint32_t step   = restkv_graph_panel(graph.most.tile_floats, (size_t) d * g * T, L);
-    for (uint32_t j = 0; j < L; j += step) {
-        const uint32_t n = std::min(step, L - j);
-        ggml_tensor *  v = ggml_cont(ctx, ggml_transpose(ctx, rows_of(layer.v, d, j, n)));  // [n, d, T]
-        ggml_tensor *  part =
-            n == L ? w : ggml_cont(ctx, ggml_view_3d(ctx, w, n, 2 * g, T, w->nb[1], w->nb[2], j * w->nb[0]));
-        ggml_tensor * sum = product(factor_of(v, layer.v->type), factor_of(part, GGML_TYPE_F32));  // [d, 2 g, T]
-        values            = values ? ggml_add(ctx, values, sum) : sum;
-        ggml_build_forward_expand(gf, values);
-    }
-    const auto half = [&](uint32_t i) {
+    ggml_tensor * values = weighted_values(w, L);
+    const auto    half   = [&](uint32_t i) {
         ggml_tensor * x = ggml_view_3d(ctx, values, d, g, T, values->nb[1], values->nb[2], i * g * values->nb[1]);
         return ggml_reshape_4d(ctx, ggml_cont(ctx, x), d, 1, g, T);
     };
@@ -234,14 +274,9 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
     give(rest, at.values, d);
     give(dominant, at.values + (size_t) layer.n_head * d, d);
 
-    ggml_tensor * o = ggml_add(ctx, rest, dominant);
-    factor        R = {};
-    if (layer.wo) {
-        const size_t  head = layer.wo->nb[2];
-        ggml_tensor * wo =
-            ggml_view_4d(ctx, layer.wo, d, d, g, T, layer.wo->nb[1], head, g * head, tile.head * g * head);
-        R = factor_of(wo, GGML_TYPE_F32);
-    }
+    ggml_tensor *  o    = ggml_add(ctx, rest, dominant);
+    const factor   R    = factors();
+    const uint32_t step = restkv_graph_panel(graph.most.tile_floats, (size_t) d * g * T, L);
     for (uint32_t j = 0; j < L; j += step) {
         const uint32_t n = std::min(step, L - j);
         ggml_tensor *  x = ggml_reshape_4d(ctx, rows_of(layer.v, d, j, n), d, n, 1, T);

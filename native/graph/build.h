@@ -27,6 +27,9 @@ public:
 
     static constexpr size_t NODES_MAX = 16384;
 
+    // A sum of weights that is divided by is larger: F16 ends at 6e-8, and all weights together may be below.
+    static constexpr float LEAST = 1e-37f;
+
     // At least as many as a graph of this size has tensors.
     static size_t nodes(const restkv_graph & graph, const restkv_graph_layer & layer, const restkv_graph_cells & cells,
                         const restkv_graph::tile & tile);
@@ -49,9 +52,15 @@ private:
     ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;      // [n_cols, 1, g, T]
     ggml_tensor * drift(ggml_tensor * a) const;                   // [4, rows, g, T]
     ggml_tensor * hidden_cells(uint32_t from, uint32_t n) const;  // [n, 1, 1, T]
+    ggml_tensor * dominant(ggml_tensor * w) const;
+    factor        factors() const;
+    ggml_tensor * weighted_values(ggml_tensor * w, uint32_t n_cells);
     void          attend();
     void          distances(ggml_tensor * abar);
     void          give(ggml_tensor * t, size_t at, size_t stride);
+
+    // before.cpp
+    void before(ggml_tensor * a, uint32_t from, std::vector<ggml_tensor *> & sums);
 
     // keys.cpp
     void lengths(ggml_tensor * cache, uint32_t d);

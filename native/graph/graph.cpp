@@ -180,11 +180,15 @@ restkv_graph::layout restkv_graph::layout_of(const restkv_graph_layer & layer, c
     const bool   with_angles  = kind == RESTKV_GRAPH_ANGLES;
     const bool   with_lengths = with_angles || kind == RESTKV_GRAPH_LENGTHS || kind == RESTKV_GRAPH_ATTENTION_V;
     const size_t n            = layer.n_head;
+    const size_t n_outputs    = kind == RESTKV_GRAPH_BEFORE ? n * cells.n_rows : with_output ? n : 0;
     const size_t n_kv         = layer.n_head_kv;
     layout       at           = {};
-    at.distances              = restkv_graph_attends(kind) ? n * (cells.n_cells + (layer.sinks ? 1 : 0)) : 0;
+    at.distances              = kind == RESTKV_GRAPH_BEFORE ? n * cells.n_past :
+                                restkv_graph_attends(kind)  ? n * (cells.n_cells + (layer.sinks ? 1 : 0)) :
+                                                              0;
     at.values                 = at.distances + (with_output ? n * cells.n_past : 0);
-    at.lengths                = at.values + (with_output ? 2 * n * layer.d_v : 0);
+    at.tops                   = at.values + 2 * n_outputs * layer.d_v;
+    at.lengths                = at.tops + (kind == RESTKV_GRAPH_BEFORE ? n_outputs * RESTKV_GRAPH_TOP : 0);
     at.dots                   = at.lengths + (with_lengths ? n_kv * cells.n_past : 0);
     at.mean                   = at.dots + (with_angles ? n_kv * cells.n_past : 0);
     at.drift                  = at.mean + (with_angles ? n_kv * layer.d_k : 0);

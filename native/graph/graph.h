@@ -27,6 +27,7 @@ enum restkv_graph_kind {
     RESTKV_GRAPH_ATTENTION,    // attention of the window
     RESTKV_GRAPH_ATTENTION_V,  // and lengths of the values
     RESTKV_GRAPH_OUTPUT,       // attention of the window, and each cell's distance to the output
+    RESTKV_GRAPH_BEFORE,       // of each query of the window its attention and each cell's distance to its output
 };
 
 restkv_graph_kind restkv_graph_kind_of(const restkv_params & params);
@@ -89,15 +90,21 @@ struct restkv_graph_scores {
     const float * distance2 = nullptr;  // [n_head][n_past] squared distance to the output, or null
     const float * others    = nullptr;  // [n_head][d_v] weighted sum of the values, cells above DOMINANT left out
     const float * dominant  = nullptr;  // [n_head][d_v] the weighted value of that cell
-    const float * lengths2  = nullptr;  // [n_head_kv][n_past] squared lengths of keys or values, or null
-    const float * dots      = nullptr;  // [n_head_kv][n_past] keys times the mean of all unit keys, or null
-    const float * mean      = nullptr;  // [n_head_kv][d_k] that mean
-    const float * drift     = nullptr;  // [n_head][n_rows][4] see restkv_graph_drift(), or null
+    const float * raw       = nullptr;  // [n_head][n_past] scores but for dominant cells, or null. Where it is there,
+                                        // others and dominant are [n_head][n_rows][d_v] and abar is null
+    const float * tops = nullptr;  // [n_head][n_rows][RESTKV_GRAPH_TOP] of the dominant cell: its number, its weight
+                                   // or 0, all other weights, and the length of the output
+    const float * lengths2 = nullptr;  // [n_head_kv][n_past] squared lengths of keys or values, or null
+    const float * dots     = nullptr;  // [n_head_kv][n_past] keys times the mean of all unit keys, or null
+    const float * mean     = nullptr;  // [n_head_kv][d_k] that mean
+    const float * drift    = nullptr;  // [n_head][n_rows][4] see restkv_graph_drift(), or null
 };
 
 // A cell whose aggregated weight is above this takes most of the attention: o - v_j cancels, and it is scored on the
 // host. There is at most one per query head.
 constexpr float RESTKV_GRAPH_DOMINANT = 0.75f;
+
+constexpr uint32_t RESTKV_GRAPH_TOP = 4;
 
 // Raw scores of the past cells of query head h, from cell `first` on. wo: its factor on the host, or null.
 void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params,
@@ -188,7 +195,7 @@ private:
 
     // Where a layer's results lie, in floats. values: others of all heads, then dominant.
     struct layout {
-        size_t abar, distances, values, lengths, dots, mean, drift, total;
+        size_t abar, distances, values, tops, lengths, dots, mean, drift, total;
     };
 
     // What one layer under way needs until it is finished.

@@ -181,7 +181,12 @@ void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_ce
     to.scores.n_cols = n_cols;
     to.scores.n_past = cells.n_past;
     to.scores.n_rows = cells.n_rows;
-    if (restkv_graph_attends(kind)) {
+    if (kind == RESTKV_GRAPH_BEFORE) {
+        to.scores.raw      = to.host_results + at.abar;
+        to.scores.others   = to.host_results + at.values;
+        to.scores.dominant = to.scores.others + (size_t) layer.n_head * cells.n_rows * layer.d_v;
+        to.scores.tops     = to.host_results + at.tops;
+    } else if (restkv_graph_attends(kind)) {
         to.scores.abar = to.host_results + at.abar;
     }
     if (kind == RESTKV_GRAPH_OUTPUT) {

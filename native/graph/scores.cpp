@@ -30,7 +30,7 @@ restkv_graph_kind restkv_graph_kind_of(const restkv_params & params) {
         case RESTKV_INDICATOR_ATTENTION_V:
             return RESTKV_GRAPH_ATTENTION_V;
         default:
-            return params.metric_mode == RESTKV_METRIC_AFTER ? RESTKV_GRAPH_OUTPUT : RESTKV_GRAPH_NONE;
+            return params.metric_mode == RESTKV_METRIC_AFTER ? RESTKV_GRAPH_OUTPUT : RESTKV_GRAPH_BEFORE;
     }
 }
 
@@ -68,10 +68,40 @@ static void score_keys(const restkv_graph_scores & scores, const restkv_graph_la
     }
 }
 
+static void score_before(const restkv_graph_scores & scores, const restkv_params & params,
+                         const restkv_graph_layer & layer, uint32_t h, const float * wo, uint32_t first, float * raw) {
+    const uint32_t           d       = layer.d_v;
+    const std::vector<float> weights = restkv_row_weights(params, scores.n_rows);
+    restkv_params            plain   = params;
+    plain.tau                        = 1.0f;  // has no meaning here
+    std::copy_n(scores.raw + (size_t) h * scores.n_past + first, scores.n_past - first, raw);
+
+    std::vector<double> others(d), x(d);
+    std::vector<float>  v(d);
+    for (uint32_t i = 0; i < scores.n_rows; ++i) {
+        const size_t   row  = (size_t) h * scores.n_rows + i;
+        const float *  top  = scores.tops + row * RESTKV_GRAPH_TOP;
+        const uint32_t cell = (uint32_t) std::lround(top[0]);
+        if (!(top[1] > 0.0f) || cell < first || cell >= scores.n_past) {
+            continue;
+        }
+        for (uint32_t k = 0; k < d; ++k) {
+            others[k] = scores.others[row * d + k];
+            v[k]      = scores.dominant[row * d + k] / top[1];
+        }
+        raw[cell - first] += weights[i] / (params.use_norm ? top[3] : 1.0f) *
+                             restkv_score_top(top[1], top[2], others.data(), v.data(), wo, d, plain, x);
+    }
+}
+
 void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & params,
                       const restkv_graph_layer & layer, uint32_t h, const float * wo, uint32_t first, float * raw) {
     const uint32_t hk  = h / (layer.n_head / layer.n_head_kv);
     const uint32_t d_v = layer.d_v;
+    if (scores.raw) {
+        score_before(scores, params, layer, h, wo, first, raw);
+        return;
+    }
     if (!scores.abar) {
         score_keys(scores, layer, hk, first, raw);
         return;
