@@ -79,11 +79,8 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         d_k                       = std::max(d_k, layer.d_k);
         d_v                       = std::max(d_v, layer.d_v);
         kept.push_back({ std::vector<int32_t>(layer.table.size()), std::vector<uint32_t>(layer.n_head_kv), {} });
-        data[l].sums = layers[l].sums.empty() ? nullptr : layers[l].sums.data();
-        if (layer.sinks) {
-            data[l].sinks.resize(layer.n_head);
-            ggml_backend_tensor_get(layer.sinks, data[l].sinks.data(), 0, layer.n_head * sizeof(float));
-        }
+        data[l].sums  = layers[l].sums.empty() ? nullptr : layers[l].sums.data();
+        data[l].sinks = sinks_of(layer);
         if (layer.stages == RESTKV_STAGES_GRAPH) {
             as_graph.push_back(l);
             continue;
@@ -250,9 +247,9 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         }
         lctx->synchronize();
         observe(lctx->get_sched());
-        if (votes_lost) {
-            return restkv_fail(RESTKV_NO_MEMORY, "memory ran out while the votes of the queries were counted: lower "
-                                                 "the budget or the threads and read the text again");
+        if (!votes_lost.empty()) {
+            return restkv_fail(RESTKV_NO_MEMORY, votes_lost + " while the votes of the queries were counted: lower "
+                                                              "the budget or the threads and read the text again");
         }
         if (n_doc <= n_row_max) {
             if (n_guide > 0) {

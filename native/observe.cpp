@@ -1,6 +1,8 @@
 // Method h2o: every query votes once for the cells that it attends to. Votes are counted before the ring overwrites a
 // query and before an eviction, so all queries of a text have a say, and the ring stays small. A cell's votes move with
 // it. What is cut from the text's end takes no votes back; the tokens of a guide vote like any others.
+//
+// They are counted where a layer's keys lie (graph/votes.cpp), or on the host when the layer does not run as a graph.
 
 #include "evict.h"
 #include "methods/methods.h"
@@ -9,6 +11,7 @@
 #include "llama-kv-cache.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace {
 
@@ -26,7 +29,7 @@ private:
 }  // namespace
 
 void restkv_cache::observe(ggml_backend_sched_t sched) {
-    if (!method->accumulates || votes_lost) {
+    if (!method->accumulates || !votes_lost.empty()) {
         return;
     }
     std::vector<std::pair<llama_pos, int32_t>> pending;
@@ -53,72 +56,72 @@ void restkv_cache::observe(ggml_backend_sched_t sched) {
             row_pos.push_back(pos);
             row_slots.push_back(slot);
         }
-        uint32_t group = 1, d_k = 1;
-        for (const layer_state & layer : layers) {
-            group = std::max(group, layer.n_head / layer.n_head_kv);
-            d_k   = std::max(d_k, layer.d_k);
+        std::vector<uint32_t> as_graph, on_host;
+        for (uint32_t l = 0; l < layers.size(); ++l) {
+            if (layers[l].captured) {
+                (layers[l].graph ? as_graph : on_host).push_back(l);
+            }
         }
-        uint32_t n_tasks = 1;
-        for (const layer_state & layer : layers) {
-            n_tasks = std::max(n_tasks, layer.n_head_kv);
-        }
-        const uint32_t              n_threads = restkv_threads(params.n_threads, n_tasks);
-        const uint32_t              n_rows    = (uint32_t) row_pos.size();
-        std::vector<restkv_scratch> scratch;
-        for (uint32_t t = 0; t < n_threads; ++t) {
-            scratch.emplace_back(n, group, d_k, 1, n_rows);
-        }
-
         bind_graphs(sched);
-        std::vector<uint8_t>  copy;
-        std::vector<uint32_t> as_graph;
-        for (layer_state & layer : layers) {
-            if (!layer.captured) {
-                continue;
-            }
-            if (layer.graph) {
-                as_graph.push_back((uint32_t) (&layer - layers.data()));
-                continue;
-            }
-            layer_data data;
-            data.ring.resize(ggml_nelements(layer.ring));
-            ggml_backend_tensor_get(layer.ring, data.ring.data(), 0, ggml_nbytes(layer.ring));
-            if (layer.sinks) {
-                data.sinks.resize(layer.n_head);
-                ggml_backend_tensor_get(layer.sinks, data.sinks.data(), 0, layer.n_head * sizeof(float));
-            }
-            const ggml_backend_buffer_t buffer = restkv_buffer_of(layer.k);
-            data.k                             = (uint8_t *) layer.k->data;
-            if (!ggml_backend_buffer_is_host(buffer)) {
-                copy.resize(n * layer.k->nb[1]);
-                ggml_backend_tensor_get(layer.k, copy.data(), 0, copy.size());
-                data.k = copy.data();
-            }
-            data.v = data.k;  // nobody reads the values
-
-            restkv_parallel(layer.n_head_kv, std::min(n_threads, layer.n_head_kv), [&](uint32_t h, uint32_t thread) {
-                restkv_scratch & s     = scratch[thread];
-                const int32_t *  table = layer.table.data() + (size_t) h * params.budget;
-                std::copy(table, table + n_table, s.pos.begin());
-                for (uint32_t i = n_table; i < n; ++i) {
-                    s.pos[i] = pos_of(i);
-                }
-                restkv_view view = head_view(layer, h, data, row_pos, row_slots, s);
-                view.n_cells     = n;
-                view.pos         = s.pos.data();
-                count_votes sink(view.group, layer.sums.data() + (size_t) h * params.capacity);
-                s.keys_of = nullptr;
-                restkv_attend(view, s, 0, sink);
-            });
-        }
         vote_as_graphs(as_graph, n, row_pos, row_slots);
-        bytes_scratch =
-            std::max(bytes_scratch, n_threads * restkv_scratch::bytes(n, group, d_k, 1, n_rows) + copy.size());
+        vote_on_host(on_host, n, row_pos, row_slots);
+    } catch (const std::runtime_error & e) {
+        votes_lost = e.what();  // said by the next eviction: this may run where nothing can be returned
     } catch (const std::exception &) {
-        votes_lost = true;  // said by the next eviction: this may run where nothing can be returned
+        votes_lost = "memory ran out";
     }
     n_voted += (uint32_t) pending.size();
     us_observe += ggml_time_us() - t_start;
+}
+
+// members: layers. row_pos, row_slots: the queries that vote and their rows of the ring.
+void restkv_cache::vote_on_host(const std::vector<uint32_t> & members, uint32_t n_cells,
+                                const std::vector<int32_t> & row_pos, const std::vector<int32_t> & row_slots) {
+    uint32_t group = 1, d_k = 1, n_tasks = 1;
+    for (const uint32_t l : members) {
+        group   = std::max(group, layers[l].n_head / layers[l].n_head_kv);
+        d_k     = std::max(d_k, layers[l].d_k);
+        n_tasks = std::max(n_tasks, layers[l].n_head_kv);
+    }
+    const uint32_t              n_rows    = (uint32_t) row_pos.size();
+    const uint32_t              n_threads = members.empty() ? 0 : restkv_threads(params.n_threads, n_tasks);
+    std::vector<restkv_scratch> scratch;
+    for (uint32_t t = 0; t < n_threads; ++t) {
+        scratch.emplace_back(n_cells, group, d_k, 1, n_rows);
+    }
+
+    std::vector<uint8_t> copy;
+    for (const uint32_t l : members) {
+        layer_state & layer = layers[l];
+        layer_data    data;
+        data.ring.resize(ggml_nelements(layer.ring));
+        ggml_backend_tensor_get(layer.ring, data.ring.data(), 0, ggml_nbytes(layer.ring));
+        data.sinks = sinks_of(layer);
+        data.k     = (uint8_t *) layer.k->data;
+        if (!ggml_backend_buffer_is_host(restkv_buffer_of(layer.k))) {
+            copy.resize(n_cells * layer.k->nb[1]);
+            ggml_backend_tensor_get(layer.k, copy.data(), 0, copy.size());
+            data.k = copy.data();
+        }
+        data.v = data.k;  // nobody reads the values
+
+        restkv_parallel(layer.n_head_kv, std::min(n_threads, layer.n_head_kv), [&](uint32_t h, uint32_t thread) {
+            restkv_scratch & s     = scratch[thread];
+            const int32_t *  table = layer.table.data() + (size_t) h * params.budget;
+            std::copy(table, table + n_table, s.pos.begin());
+            for (uint32_t i = n_table; i < n_cells; ++i) {
+                s.pos[i] = pos_of(i);
+            }
+            restkv_view view = head_view(layer, h, data, row_pos, row_slots, s);
+            view.n_cells     = n_cells;
+            view.pos         = s.pos.data();
+            count_votes sink(view.group, layer.sums.data() + (size_t) h * params.capacity);
+            s.keys_of = nullptr;
+            restkv_attend(view, s, 0, sink);
+        });
+    }
+    const size_t bytes = n_threads * restkv_scratch::bytes(n_cells, group, d_k, 1, n_rows) + copy.size();
+    bytes_scratch      = std::max(bytes_scratch, bytes);
 }
 
 void restkv_cache::observe_before(ggml_backend_sched_t sched, const llama_pos * pos, uint32_t n) {

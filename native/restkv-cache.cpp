@@ -214,7 +214,7 @@ void restkv_cache::clear() {
     n_table    = 0;
     pos_exact  = 0;
     cursor     = 0;
-    votes_lost = false;
+    votes_lost = "";
     forget_from(0);
     show_cells();
     std::fill(ring_pos.begin(), ring_pos.end(), -1);

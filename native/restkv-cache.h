@@ -161,32 +161,33 @@ private:
 
     explicit restkv_cache(llama_kv_cache & kv, restkv_armed armed);
 
-    uint32_t    n_used() const;
-    uint32_t    n_end() const;       // number of the cell that the next token gets
-    uint32_t    tail_begin() const;  // first cell after the last eviction
-    uint32_t    held(const layer_state & layer, uint32_t head_kv) const;
-    void        count_cells(restkv_stats & s) const;
-    uint32_t    budget_of(uint32_t il) const;
-    void        check_shares(const llama_kv_cache & kv) const;
-    void        init_shares();
-    void        show_cells();                 // after `held` or `n_table` has changed
-    llama_pos   pos_of(uint32_t cell) const;  // as llama.cpp's table has it
-    window      rows(llama_pos pos_next, uint32_t n_max) const;
-    void        check_layers() const;
-    uint32_t    n_past(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan) const;
-    void        fill_pos(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
-                         std::vector<int32_t> & pos) const;
+    uint32_t           n_used() const;
+    uint32_t           n_end() const;       // number of the cell that the next token gets
+    uint32_t           tail_begin() const;  // first cell after the last eviction
+    uint32_t           held(const layer_state & layer, uint32_t head_kv) const;
+    void               count_cells(restkv_stats & s) const;
+    uint32_t           budget_of(uint32_t il) const;
+    void               check_shares(const llama_kv_cache & kv) const;
+    void               init_shares();
+    void               show_cells();                               // after `held` or `n_table` has changed
+    std::vector<float> sinks_of(const layer_state & layer) const;  // [n_head], or empty
+    llama_pos          pos_of(uint32_t cell) const;                // as llama.cpp's table has it
+    window             rows(llama_pos pos_next, uint32_t n_max) const;
+    void               check_layers() const;
+    uint32_t           n_past(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan) const;
+    void               fill_pos(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                                std::vector<int32_t> & pos) const;
     // One KV head with its queries in scratch.queries; the caller sets n_cells, n_past and pos.
-    restkv_view head_view(const layer_state & layer, uint32_t head_kv, const struct layer_data & data,
-                          const std::vector<int32_t> & row_pos, const std::vector<int32_t> & row_slots,
-                          restkv_scratch & scratch) const;
-    uint32_t    score_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
-                           const struct layer_data & data, restkv_scratch & scratch, bool selects = true) const;
-    void        move_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
-                          const struct layer_data & data, restkv_scratch & scratch, uint32_t n_keep,
-                          struct layer_kept & kept) const;
-    void        evict_heads(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
-                            std::vector<restkv_scratch> & scratch, uint32_t n_threads, struct layer_kept & kept) const;
+    restkv_view        head_view(const layer_state & layer, uint32_t head_kv, const struct layer_data & data,
+                                 const std::vector<int32_t> & row_pos, const std::vector<int32_t> & row_slots,
+                                 restkv_scratch & scratch) const;
+    uint32_t           score_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                                  const struct layer_data & data, restkv_scratch & scratch, bool selects = true) const;
+    void               move_task(const layer_state & layer, uint32_t head_kv, const struct evict_plan & plan,
+                                 const struct layer_data & data, restkv_scratch & scratch, uint32_t n_keep,
+                                 struct layer_kept & kept) const;
+    void evict_heads(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
+                     std::vector<restkv_scratch> & scratch, uint32_t n_threads, struct layer_kept & kept) const;
     void share_heads(const layer_state & layer, const struct evict_plan & plan, std::vector<restkv_scratch> & scratch,
                      uint32_t n_threads, const std::function<uint32_t(uint32_t, restkv_scratch &)> & choose,
                      const std::function<void(uint32_t, uint32_t, restkv_scratch &)> & keep) const;
@@ -203,6 +204,8 @@ private:
     // observe().
     void     observe(ggml_backend_sched_t sched);
     void     observe_before(ggml_backend_sched_t sched, const llama_pos * pos, uint32_t n);
+    void     vote_on_host(const std::vector<uint32_t> & members, uint32_t n_cells, const std::vector<int32_t> & row_pos,
+                          const std::vector<int32_t> & row_slots);
     void     forget_from(llama_pos p0);  // queries and votes of what is cut
     void     init_wo();
 
@@ -254,10 +257,10 @@ private:
     uint32_t  cursor    = 0;  // where the next eviction goes on (restkv_method::advance)
 
     // method h2o
-    llama_pos pos_seen   = 0;      // queries before it have voted
-    bool      votes_lost = false;  // memory ran out
-    int64_t   us_observe = 0;      // since the last eviction
-    uint32_t  n_voted    = 0;      // likewise
+    std::string votes_lost;      // why, or ""
+    llama_pos   pos_seen   = 0;  // queries before it have voted
+    int64_t     us_observe = 0;  // since the last eviction
+    uint32_t    n_voted    = 0;  // likewise
 
     uint64_t                 n_evictions   = 0;
     uint64_t                 n_evicted     = 0;

@@ -177,7 +177,7 @@ void restkv_cache::state_read(llama_io_read_i & io) {
         pos_exact   = header.pos_exact;
         cursor      = header.cursor;
         pos_seen    = header.pos_seen;
-        votes_lost  = false;
+        votes_lost  = "";
         n_evictions = header.n_evictions;
         n_evicted   = header.n_evicted;
     } catch (const std::exception & e) {

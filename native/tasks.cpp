@@ -17,6 +17,14 @@ uint32_t restkv_cache::n_past(const layer_state & layer, uint32_t head_kv, const
     return n_doc - std::min(n_doc, layer.n_window);
 }
 
+std::vector<float> restkv_cache::sinks_of(const layer_state & layer) const {
+    std::vector<float> sinks(layer.sinks ? layer.n_head : 0);
+    if (layer.sinks) {
+        ggml_backend_tensor_get(layer.sinks, sinks.data(), 0, sinks.size() * sizeof(float));
+    }
+    return sinks;
+}
+
 // Positions of a head's cells, oldest first.
 void restkv_cache::fill_pos(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
                             std::vector<int32_t> & pos) const {

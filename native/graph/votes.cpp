@@ -22,15 +22,11 @@ void restkv_cache::vote_as_graphs(const std::vector<uint32_t> & members, uint32_
     cells.row_slots              = row_slots.data();
     cells.n_visible              = n_visible.data();
 
-    std::vector<float> sinks;
     for (const uint32_t l : members) {
-        layer_state &      layer = layers[l];
-        restkv_graph_layer shape = graph_layer(layer);
-        if (layer.sinks) {
-            sinks.resize(layer.n_head);
-            ggml_backend_tensor_get(layer.sinks, sinks.data(), 0, layer.n_head * sizeof(float));
-            shape.sinks = sinks.data();
-        }
+        layer_state &            layer   = layers[l];
+        const std::vector<float> sinks   = sinks_of(layer);
+        restkv_graph_layer       shape   = graph_layer(layer);
+        shape.sinks                      = sinks.empty() ? nullptr : sinks.data();
         const restkv_graph_scores scores = layer.graph->score(shape, cells);
         const uint32_t            group  = layer.n_head / layer.n_head_kv;
         for (uint32_t h = 0; h < layer.n_head; ++h) {
