@@ -33,6 +33,11 @@ float restkv_score_top(double a, double rest, const double * others, const float
 
 namespace {
 
+// Near 1 the float has no digits left, and near 0, under a sink that takes nearly all, 1 - rest has none.
+double weight_of_top(const restkv_row & r) {
+    return r.rest < 0.5 ? 1.0 - r.rest : r.a[r.top];
+}
+
 // "after": aggregate the rows first, then one distance per cell.
 //
 // Where a cell takes most of a row, 1 - a must come from the sum of the other exponentials. Those rows are kept aside,
@@ -60,7 +65,7 @@ public:
         if (r.top < n) {
             top_cell & top = find(r.head, r.top);
             top.weight += e;
-            top.a += e * (1.0 - r.rest);
+            top.a += e * weight_of_top(r);
             top.rest += e * r.rest;
             r.a[r.top] = 0.0f;
         }
@@ -199,7 +204,7 @@ public:
         const restkv_kernels * kernels = restkv_cpu_kernels();
         const uint32_t         d       = view.d_v;
 
-        const double a_top = 1.0 - r.rest;
+        const double a_top = weight_of_top(r);
         r.a[r.top]         = 0.0f;
         std::fill(others.begin(), others.end(), 0.0);
         for (uint32_t from = 0; from < r.n_visible;) {
