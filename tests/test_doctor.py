@@ -207,7 +207,13 @@ def test_doctor_measures_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["verdict"] == "ok", found
     assert [run["tokens"] for run in found["runs"]] == [520, 780] and abs(found["growth"]) < 0.02
     monkeypatch.setattr(doctor_module, "MEMORY_GROWTH_MAX", -1.0)
-    monkeypatch.setattr("restkv_local.cli.speed.peak_of_child", lambda *arguments: found["runs"][0])
+
+    def peak(settings: object, n_ctx: int, n_tokens: int, environment: dict[str, str]) -> dict[str, Any]:
+        assert "GGML_OP_OFFLOAD_MIN_BATCH" in environment, "a GPU would help, if only a slow one"
+        run: dict[str, Any] = found["runs"][0]
+        return run
+
+    monkeypatch.setattr("restkv_local.cli.speed.peak_of_child", peak)
     grown = doctor_module._memory(lambda text: None)
     assert grown["verdict"] == "mismatch" and "grew by 0.0%" in grown["reason"]
     monkeypatch.setenv("RESTKV_MODEL", "/nowhere.gguf")

@@ -8,7 +8,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -263,13 +263,16 @@ def _stock(engine: Engine, n_ctx: int, report: Any, notes: list[str]) -> StockCa
     )
 
 
-def peak_of_child(settings: EngineSettings, n_ctx: int, n_tokens: int) -> dict[str, Any]:
-    """Run `_peak` in a fresh process, because this one holds the stock cache as well."""
+def peak_of_child(
+    settings: EngineSettings, n_ctx: int, n_tokens: int, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run `_peak` in a fresh process, as this one holds the stock cache too. environment: on top of this one's."""
     arguments = [
         *python_program("restkv_local.cli.bench"), "_peak",
         "--tokens", str(n_tokens), "--context", str(n_ctx), *settings.arguments(),
     ]
-    child = subprocess.run(arguments, capture_output=True, text=True, env=os.environ, check=False)
+    env = os.environ | dict(environment or {})
+    child = subprocess.run(arguments, capture_output=True, text=True, env=env, check=False)
     if child.returncode:
         reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
         raise RestkvError(f"the memory measurement failed: {reason[0]}")
