@@ -79,7 +79,7 @@ def test_broken_compiler_is_one_sentence(clone: Path) -> None:
     assert "cannot build a program (fatal error: vector" in line and "install one with" in line
 
 
-@pytest.mark.parametrize("tool", ["chat.py", "test.py", "shapes.py", "gpu_check.py"])
+@pytest.mark.parametrize("tool", ["chat.py", "test.py", "shapes.py", "gpu_check.py", "patch_cost.py"])
 def test_old_python_is_one_sentence(tool: str) -> None:
     code = "import runpy, sys; sys.version_info = (3, 8, 1); runpy.run_path(sys.argv[1], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code, str(ROOT / "tools" / tool)], capture_output=True, text=True)

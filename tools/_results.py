@@ -15,6 +15,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 COMMANDS = {
     "speed": "restkv-bench speed --contexts 4096,16384,32768,131072 --budget 1024 --json benchmarks/speed.json",
     "memory": "restkv-bench memory --json benchmarks/memory.json",
+    "patch-cost": "python3 tools/patch_cost.py --json benchmarks/patch-cost.json",
     "needle": "restkv-bench needle --reserve 2048 --allocations ada,uniform --json benchmarks/needle.json",
 }
 
@@ -72,6 +73,22 @@ def needle() -> str:
     settings = result["settings"]
     size = f"{settings['depths']} depths of a text of {settings['context']:,} tokens."
     return f"{table(COLUMNS, rows)}\n\n{size} {_origin(result, 'needle')}"
+
+
+def patch_cost() -> str:
+    """The patched library without eviction against the unpatched one."""
+    result = load("patch-cost")
+    if result is None:
+        return _missing("patch-cost")
+    rows = []
+    for name, what in (("decode", "a token"), ("prefill", "reading 512 tokens")):
+        times = (f"{result[key]:.2f} ms" for key in (f"{name}_ms", f"stock_{name}_ms"))
+        rows.append((what, *times, _range(result, f"{name}_ratio", 3)))
+    nodes = ", ".join(f"{graph['nodes']} nodes for {n} tokens" for n, graph in result["graphs"].items())
+    same = f"The graphs {'are the same' if result['same_graphs'] else 'differ'} ({nodes})."
+    where = f"{result['settings']['pairs']} pairs, {result['device']}, {result['model']}, {result['date'][:10]}."
+    shown = table(("", "patched", "unpatched", "faster"), rows)
+    return f"{shown}\n\n{same} {where} Command: `{COMMANDS['patch-cost']}`."
 
 
 def machine() -> str:

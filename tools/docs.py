@@ -44,6 +44,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": _results.memory,
     "needle": _results.needle,
     "machine": _results.machine,
+    "patch cost": _results.patch_cost,
     "gpu checks": _gpu_results.gpu_checks,
     "portability": _portability.portability,
     "ruler tasks": _tasks.ruler,
