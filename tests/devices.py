@@ -48,11 +48,16 @@ def computes_as_the_cpu(name: str) -> bool:
     return name == "CPU" or name.startswith("RPC")
 
 
-def skip_experts(name: str) -> None:
-    """Skip a test of a model with experts on a device where llama.cpp, evicting or not, ends the process."""
+def pinned_extra(name: str) -> int:
+    """Bytes by which memory of the host that a device can reach is longer than asked for: ggml's Vulkan pads it."""
+    return 32 if name.startswith("Vulkan") else 0
+
+
+def skip_gpt_oss(name: str) -> None:
+    """Skip a test of gpt-oss on a device where llama.cpp, evicting or not, crashes or never returns."""
     what = next((device.description for device in devices() if device.name == name), "")
     if "llvmpipe" in what:
-        pytest.skip(f"{what}: Mesa's driver crashes when stock llama.cpp decodes a token of a model with experts")
+        pytest.skip(f"{what}: stock llama.cpp crashes (Mesa 22.3) or hangs (25.0) at a decoded token of gpt-oss")
 
 
 def handle(name: str) -> ctypes.c_void_p:

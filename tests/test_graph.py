@@ -272,7 +272,7 @@ def check_equal(path: Path, config: EvictConfig, device: str, **kwargs: Any) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family: str, device: str, tmp_path: Path) -> None:
     if family == "gpt-oss":
-        devices.skip_experts(device)
+        devices.skip_gpt_oss(device)
     path = models.write_random(tmp_path / "model.gguf", family, seed=3)
     graph = check_equal(path, EvictConfig(), device)
     assert graph.tokens == run(path, EvictConfig()).tokens  # token by token those of the CPU
@@ -311,7 +311,7 @@ def test_methods_and_options(changes: dict[str, object], device: str, tmp_path: 
 @each_device
 def test_votes_of_h2o(device: str, tmp_path: Path) -> None:
     """With sinks; and counted where the keys are, which takes memory there that moves alone do not."""
-    devices.skip_experts(device)
+    devices.skip_gpt_oss(device)
     path = models.write_random(tmp_path / "model.gguf", "gpt-oss", seed=6)
     votes = check_equal(path, EvictConfig(method="h2o"), device)
     moves = run(path, EvictConfig(method="fifo", stages="graph"), device=device)
@@ -389,7 +389,12 @@ def test_partly_offloaded(device: str, tmp_path: Path) -> None:
         got = run(path, EvictConfig(), device=device, gpu_layers=gpu_layers)
         assert got.stats.n_layer_graph == got.event.n_layer_graph == on_device
         assert got.stats.n_layer_host == 0 and got.stats.n_layer == 4 and got.stats.n_evictions >= 2
-        assert got.tokens == run(path, EvictConfig()).tokens
+        # With the same layers on the device the digits are the same; the CPU's differ, and so may a near tie.
+        host = run(path, EvictConfig(stages="host"), device=device, gpu_layers=gpu_layers)
+        assert_most_equal(got.kept, host.kept)
+        assert got.tokens == host.tokens
+        if devices.computes_as_the_cpu(device):
+            assert got.tokens == run(path, EvictConfig()).tokens
 
 
 @each_device
@@ -427,7 +432,8 @@ def test_report_names_the_way(smollm2: Path) -> None:
     text = "The quick brown fox jumps over the lazy dog. " * 60
     answers = []
     for stages, backend in (("fused", "cpu-fused"), ("graph", "graph (CPU)")):
-        engine = Engine(n_ctx=1024, evict=EvictConfig(budget=128, reserve=128, stages=stages), verbose=False)
+        evict = EvictConfig(budget=128, reserve=128, stages=stages)
+        engine = Engine(n_ctx=1024, evict=evict, n_gpu_layers=0, verbose=False)
         answers.append(engine(text, max_tokens=8, temperature=0.0)["choices"][0]["text"])
         report = engine.report()
         assert report.backend == backend and report.backend_reason is None and report.n_evictions > 1

@@ -3,7 +3,8 @@
     python _check_probe.py about FILE                  devices, versions
     python _check_probe.py fused FILE [quick]          our own kernels on the CPU against the reference
     python _check_probe.py stages FILE DEVICE [quick]  the stages on a device against the CPU
-    python _check_probe.py engine FILE LAYERS TOKENS   the embedded model with so many layers on the GPU against the CPU
+    python _check_probe.py engine FILE LAYERS CELLS TOKENS
+        the embedded model with so many layers on the GPU against the CPU: CELLS survive an eviction, as many are free
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-# Of the embedded model: cells that survive, free ones, and tokens of an answer.
-BUDGET, RESERVE, ANSWER = 256, 256, 32
+# Tokens of an answer.
+ANSWER = 32
 # A device computes the whole model in its own way, and what it keeps may differ by near ties that add up. This only
 # catches what is plainly wrong; single stages are held to tighter bounds elsewhere. In natural logarithms.
 LOGPROB_MAX = 0.1
@@ -47,12 +48,12 @@ def stages(name: str, quick: bool) -> dict[str, Any]:
     return check_device(name, quick).to_json()
 
 
-def engine(layers: int, n_tokens: int) -> dict[str, Any]:
+def engine(layers: int, cells: int, n_tokens: int) -> dict[str, Any]:
     """The embedded model reads a text and answers, three times: with graphs where its cache lives, through a copy
     on the host, and on the CPU alone."""
-    graph = _read(layers, "graph", n_tokens)
-    host = _read(layers, "host", n_tokens)
-    cpu = _read(0, "fused", n_tokens)
+    graph = _read(layers, "graph", cells, n_tokens)
+    host = _read(layers, "host", cells, n_tokens)
+    cpu = _read(0, "fused", cells, n_tokens)
     return compared(graph, host, cpu)
 
 
@@ -86,7 +87,7 @@ def compared(graph: dict[str, Any], host: dict[str, Any], cpu: dict[str, Any]) -
     }  # fmt: skip
 
 
-def _read(layers: int, way: Literal["graph", "host", "fused"], n_tokens: int) -> dict[str, Any]:
+def _read(layers: int, way: Literal["graph", "host", "fused"], cells: int, n_tokens: int) -> dict[str, Any]:
     import time
 
     import numpy as np
@@ -94,11 +95,11 @@ def _read(layers: int, way: Literal["graph", "host", "fused"], n_tokens: int) ->
     from restkv_local import Engine, EvictConfig
     from restkv_local.cli.text import prose_tokens
 
-    evict = EvictConfig(budget=BUDGET, reserve=RESERVE, stages=way)
+    evict = EvictConfig(budget=cells, reserve=cells, stages=way)
     model = Engine(n_ctx=n_tokens + 2 * ANSWER, evict=evict, n_gpu_layers=layers)
     try:
         tokens = prose_tokens(n_tokens + ANSWER, model.tokenize)
-        full = BUDGET + RESERVE
+        full = 2 * cells
         start = time.perf_counter()
         model.eval(tokens[:full])
         model.eval([tokens[full]])  # makes the first eviction
@@ -162,7 +163,7 @@ def main(words: list[str]) -> int:
     elif step == "stages":
         result = stages(rest[0], "quick" in rest[1:])
     elif step == "engine":
-        result = engine(int(rest[0]), int(rest[1]))
+        result = engine(*map(int, rest))
     else:
         print(f"there is no step '{step}'", file=sys.stderr)
         return 2

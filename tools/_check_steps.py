@@ -20,6 +20,8 @@ _PROBE = ROOT / "tools" / "_check_probe.py"
 _GPUS = ("gpu", "igpu")
 # In the description of a device that is a program.
 _SOFTWARE = ("llvmpipe", "lavapipe", "swiftshader")
+# Of the embedded model: cells that survive, as many free ones, and tokens of the text.
+_ENGINE, _ENGINE_QUICK, _ENGINE_SOFTWARE = (256, 3072), (256, 832), (64, 224)
 
 # The benchmark on a GPU: the shape, what it takes, and what is left free of memory and disk.
 _SHAPE, _TYPE, _BUDGET, _RESERVE, _TEXT = "llama-3.1-8b", "q4_0", 4096, 2048, 131072
@@ -54,7 +56,8 @@ def all_steps(run: Run, options: argparse.Namespace) -> None:
         words = [_env.script("pytest"), "-q", "-p", "no:cacheprovider", "--junitxml={out}", *some]
         run.command("tests", words, reader=read_tests, judge=_tests)
     if "engine" in options.only:
-        words = [python, _PROBE, "engine", "{out}", "-1" if gpu else "0", "832" if options.quick else "3072"]
+        lengths = _ENGINE_SOFTWARE if _is_software(gpu) else _ENGINE_QUICK if options.quick else _ENGINE
+        words = [python, _PROBE, "engine", "{out}", "-1" if gpu else "0", *map(str, lengths)]
         run.command("engine", words, judge=_engine)
     size = sizes(options, gpu, shutil.disk_usage(cache_dir()).free)
     model = _model(run, options, size)
@@ -64,7 +67,7 @@ def all_steps(run: Run, options: argparse.Namespace) -> None:
 
 def sizes(options: argparse.Namespace, gpu: dict[str, Any] | None, free_disk: int) -> dict[str, Any]:
     """Shape, layers, text, budget and reserve of the benchmark; layers: what the GPU and the disk hold."""
-    small = options.quick or gpu is None or any(name in gpu["description"].lower() for name in _SOFTWARE)
+    small = options.quick or gpu is None or _is_software(gpu)
     found: dict[str, Any] = dict(_SMALL)
     if not small and gpu is not None:
         room = _MEMORY_SHARE * (gpu["memory_free"] or 8e9) - _REST
@@ -78,6 +81,10 @@ def sizes(options: argparse.Namespace, gpu: dict[str, Any] | None, free_disk: in
     if options.text:
         found["text"] = options.text
     return found
+
+
+def _is_software(gpu: dict[str, Any] | None) -> bool:
+    return gpu is not None and any(name in gpu["description"].lower() for name in _SOFTWARE)
 
 
 def _model(run: Run, options: argparse.Namespace, size: dict[str, Any]) -> Path | None:

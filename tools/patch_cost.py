@@ -46,6 +46,7 @@ def stock_library() -> Path:
     switches = [f"-DLLAMA_BUILD_{name}=OFF" for name in _OFF]
     switches += ["-DLLAMA_OPENSSL=OFF", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_TYPE=Release"]
     switches += ["-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN"]
+    switches += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={ROOT / 'native' / 'amx.cmake'}"]
     switches += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     for words in (
         ["-S", str(tree), "-B", str(build), "-G", "Ninja", *switches],

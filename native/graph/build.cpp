@@ -30,10 +30,10 @@ size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_grap
     if (graph.kind == RESTKV_GRAPH_BEFORE) {
         const size_t row = 10;  // of each query and panel
         return blocks *
-                   ((12 + split) * keys + drift + 128 + values * (row * tile.n_rows + 2 * (10 + split) + 8 + split)) +
+                   ((15 + split) * keys + drift + 128 + values * (row * tile.n_rows + 2 * (13 + split) + 11 + split)) +
                64;
     }
-    return blocks * ((12 + split) * keys + drift + 64) + (24 + 2 * split) * values + (32 + split) * keys + 64;
+    return blocks * ((15 + split) * keys + drift + 64) + (30 + 2 * split) * values + (35 + split) * keys + 64;
 }
 
 restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx,
@@ -141,10 +141,21 @@ ggml_tensor * restkv_graph_builder::queries(uint32_t from, uint32_t n) const {
     return ggml_reshape_3d(ctx, q, layer.d_k, n * g, T);
 }
 
+// Of quantized rows a copy of their words is unpacked: ggml's Vulkan backend unpacks a view from the nearest aligned byte
+// before it.
 ggml_tensor * restkv_graph_builder::rows_of(ggml_tensor * cache, uint32_t d, uint32_t from, uint32_t n) const {
-    const size_t  head  = ggml_row_size(cache->type, d);
-    const size_t  first = (cells.first + from) * cache->nb[1];
-    ggml_tensor * x     = ggml_view_3d(ctx, cache, d, n, T, cache->nb[1], head, first + tile.head * head);
+    const size_t head  = ggml_row_size(cache->type, d);
+    const size_t first = (cells.first + from) * cache->nb[1] + tile.head * head;
+    if (ggml_is_quantized(cache->type)) {
+        ggml_tensor * words = restkv_graph_words(ctx, cache, d, layer.n_head_kv);
+        words = ggml_cont(ctx, ggml_view_3d(ctx, words, words->ne[0], n, T, words->nb[1], words->nb[2], first));
+        ggml_tensor * x = ggml_view_3d(ctx, words, words->ne[0], n, T, head, head * n, 0);
+        x->type         = cache->type;
+        x->ne[0]        = d;
+        x->nb[0]        = ggml_type_size(cache->type);
+        return ggml_cast(ctx, x, GGML_TYPE_F32);
+    }
+    ggml_tensor * x = ggml_view_3d(ctx, cache, d, n, T, cache->nb[1], head, first);
     return cache->type == GGML_TYPE_F32 ? ggml_cont(ctx, x) : ggml_cast(ctx, x, GGML_TYPE_F32);
 }
 

@@ -63,6 +63,10 @@ struct restkv_graph_layer {
     const float * sinks    = nullptr;  // [n_head] on the host, or null
 };
 
+// A view of the rows of every KV head, of d values each, as words: [words, cells, n_head_kv]. The type says nothing about
+// their content; words are only ever copied.
+ggml_tensor * restkv_graph_words(ggml_context * ctx, ggml_tensor * cache, uint32_t d, uint32_t n_head_kv);
+
 // The cells and rows of one eviction. The rows, their weights and what they see of the newest cells are the same for all
 // its layers.
 struct restkv_graph_cells {

@@ -4,9 +4,8 @@
 
 #include <algorithm>
 
-// The rows of every KV head, as words: [words, cells, n_head_kv]. The type says nothing about their content; words are
-// only ever copied.
-static ggml_tensor * as_words(ggml_context * ctx, ggml_tensor * cache, size_t row, uint32_t n_head_kv) {
+ggml_tensor * restkv_graph_words(ggml_context * ctx, ggml_tensor * cache, uint32_t d, uint32_t n_head_kv) {
+    const size_t  row   = ggml_row_size(cache->type, d);
     ggml_tensor * words = ggml_view_tensor(ctx, cache);
     words->type         = GGML_TYPE_F32;
     words->ne[0]        = (int64_t) (row / sizeof(float));
@@ -26,8 +25,7 @@ ggml_cgraph * restkv_graph::build_moves(ggml_context * ctx, const restkv_graph_l
                                         uint32_t n, uint32_t first, bool up) const {
     ggml_cgraph * gf = ggml_new_graph_custom(ctx, 4096, false);  // 4 nodes a piece
     for (const auto & [cache, d] : { std::pair(layer.k, layer.d_k), std::pair(layer.v, layer.d_v) }) {
-        const size_t   row    = ggml_row_size(cache->type, d);
-        ggml_tensor *  words  = as_words(ctx, cache, row, layer.n_head_kv);
+        ggml_tensor *  words  = restkv_graph_words(ctx, cache, d, layer.n_head_kv);
         const size_t   most   = this->most.tile_floats / (words->ne[0] * words->ne[2]);
         const uint32_t step   = (uint32_t) std::max<size_t>(std::clamp<size_t>(most, 1, n), n / 256 + 1);
         const uint32_t pieces = (n + step - 1) / step;
