@@ -108,6 +108,7 @@ def test_whole_command(model: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, words.split())
     assert done.exit_code == 0, done.output
     result = json.loads(path.read_text())
+    assert result["settings"]["model"] == model.name and str(model.parent) not in path.read_text()
     assert result["on"] == "CPU" and result["devices"] and result["versions"]["restkv_local"]
 
     eviction, cell = result["eviction"], bytes_per_cell(TINY, TINY.n_layer)

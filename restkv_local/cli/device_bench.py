@@ -66,6 +66,8 @@ def measure(
     engine = settings.load(engine_class, evict=settings.evict(), n_ctx=n_ctx, on_evict=events.append)
     try:
         report = engine.report()
+        # Its name alone: the file goes into reports, and a folder may name a person.
+        result["settings"]["model"] = report.model
         where = place(report.backend, found_devices, settings.gpu_layers)
         result["on"] = where
         say(f"copying inside the memory of {where}")
