@@ -48,6 +48,11 @@ def computes_as_the_cpu(name: str) -> bool:
     return name == "CPU" or name.startswith("RPC")
 
 
+def main_gpu(name: str) -> int:
+    """The number by which llama.cpp knows a device: it counts those of servers first."""
+    return sorted((name for name in found() if name != "CPU"), key=lambda name: not name.startswith("RPC")).index(name)
+
+
 def pinned_extra(name: str) -> int:
     """Bytes by which memory of the host that a device can reach is longer than asked for: ggml's Vulkan pads it."""
     return 32 if name.startswith("Vulkan") else 0

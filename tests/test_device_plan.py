@@ -150,8 +150,7 @@ def test_work_memory_is_foreseen(family: str, changes: dict[str, object], device
     path = models.write_random(tmp_path / "model.gguf", family, seed=2, n_ff=64)
     options: dict[str, Any] = {}
     if device != HOST:
-        others = [name for name in devices.found() if name != HOST]
-        options = {"n_gpu_layers": -1, "split_mode": 0, "main_gpu": others.index(device)}
+        options = {"n_gpu_layers": -1, "split_mode": 0, "main_gpu": devices.main_gpu(device)}
     evict = EvictConfig(budget=160, reserve=224, stages="graph").with_(**changes)
     engine = Engine(path, 1024, evict, kv_type=("q8_0", "f16"), **options)
     report = engine.report()
@@ -184,8 +183,7 @@ def test_plan_is_what_is_allocated(device: str, gpu_layers: int, tmp_path: Path)
     path = models.write_random(tmp_path / "model.gguf", "llama", seed=2, n_layer=4, n_ff=64)
     options: dict[str, Any] = {}
     if device != HOST:
-        others = [name for name in devices.found() if name != HOST]
-        options = {"n_gpu_layers": gpu_layers, "split_mode": 0, "main_gpu": others.index(device)}
+        options = {"n_gpu_layers": gpu_layers, "split_mode": 0, "main_gpu": devices.main_gpu(device)}
     engine = Engine(path, 1024, EvictConfig(budget=160, reserve=224), **options)
     report = engine.report()
     engine.close()
