@@ -28,7 +28,8 @@ from restkv_local.device_plan import (
 )
 from restkv_local.errors import ConfigError, ModelError
 from restkv_local.facts import memory_of
-from restkv_local.plan import MemoryPlan
+from restkv_local.plan import MemoryPlan, Probe
+from restkv_local.shapes import SHAPES, bytes_per_cell
 from test_plan import PROBE, plan
 
 GIB = 1 << 30
@@ -165,6 +166,26 @@ def test_work_memory_is_foreseen(family: str, changes: dict[str, object], device
         on_host = expected.host_bytes + devices.pinned_extra(device)
         assert (found[device], found[HOST]) == (expected.device_bytes, on_host)
     assert min(expected.device_bytes, expected.host_bytes) > 0
+
+
+@pytest.mark.parametrize("device", devices.found())
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "tiny"])
+def test_published_shapes_take_far_less_than_a_full_cache(name: str, device: str) -> None:
+    """131,072 positions, budget 4,096, reserve 2,048: cells, queries, factors and the work memory of graphs, without
+    what llama.cpp computes in."""
+    shape = SHAPES[name]
+    probe = Probe(
+        arch=shape.arch, refusal="", n_layer=shape.n_layer, n_layer_swa=0, n_layer_recurrent=0, n_head=shape.n_head,
+        n_head_kv=shape.n_head_kv, n_embd_head_k=shape.head_dim, n_embd_head_v=shape.head_dim,
+        n_ctx_train=shape.n_ctx_train, bytes_per_cell=bytes_per_cell(shape, shape.n_layer),
+        bytes_window=shape.n_layer * shape.n_head * shape.head_dim * 4,
+    )  # fmt: skip
+    evict = EvictConfig(budget=4096, reserve=2048, stages="graph")
+    cache = plan(probe=probe, budget=4096, reserve=2048, stages="graph")
+    memory = fitting.graph_memory(cache, probe, evict, device)
+    assert memory is not None, "the device runs them"
+    taken = cache.kv_bytes + cache.ring_bytes + cache.wo_bytes + memory.device_bytes + memory.host_bytes
+    assert cache.kv_bytes < taken <= 0.15 * 131072 * probe.bytes_per_cell
 
 
 def test_no_work_memory_without_graphs() -> None:

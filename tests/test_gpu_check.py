@@ -212,6 +212,15 @@ def test_counts_of_the_tests(tmp_path: Path) -> None:
     assert _check_steps._tests({"tests": 0, "failures": 0, "errors": 0, "skipped": 0, "failed": []})[0] is False
 
 
+@pytest.mark.parametrize(("device", "small"), [("llvmpipe (LLVM 19.1.7, 256 bits)", True), ("A card", False)])
+def test_a_target_is_for_a_card(device: str, small: bool, run: Run) -> None:
+    run.facts |= {"on": "X0", "devices": [{"name": "X0", "description": device}], "options": {"quick": False}}
+    target = {"value": 0.6, "most": 0.05, "least": None, "met": False}
+    run.call("bench", lambda: (True, "", "", {"targets": {"evict_share": target}}))
+    said = _check_steps.verdict(run)
+    assert "60.0%, target at most 5%: missed" in said and ("meant for a GPU" in said) is small
+
+
 def test_readings_compared() -> None:
     def reading(**changes: Any) -> dict[str, Any]:
         same = {"backend": "graph (X)", "backend_reason": None, "evictions": 2, "seconds": 1.0, "evict_seconds": 0.1}

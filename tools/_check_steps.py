@@ -202,6 +202,6 @@ def verdict(run: Run) -> str:
             met = {True: "met", False: "missed", None: "not measured"}[target["met"]]
             value = "-" if target["value"] is None else f"{target['value']:.1%}"
             lines.append(f"  {words[key]}: {value}, target {asked}: {met}")
-        if run.facts.get("on") == "CPU" or run.facts["options"]["quick"]:
+        if name == "CPU" or run.facts["options"]["quick"] or _is_software({"description": devices.get(name, "")}):
             lines.append("  (targets are meant for a GPU with a model of 8B; this was a small one)")
     return "\n".join(lines)
