@@ -127,6 +127,7 @@ def test_small_sizes_and_wishes() -> None:
     wishes = Namespace(quick=False, shape="gemma-7b", layers=2, text=8192)
     found = _check_steps.sizes(wishes, gpu, 60 * GB)
     assert (found["shape"], found["layers"], found["text"], found["budget"]) == ("gemma-7b", 2, 8192, 4096)
+    assert _check_steps.sizes(wishes, None, 60 * GB) == found | {"read": 8192}, "also without a GPU"
 
 
 # ---- steps -------------------------------------------------------------------------------------
