@@ -17,6 +17,7 @@ import pytest
 from restkv_local import native
 from restkv_local.check.devices import devices
 from restkv_local.errors import LibraryError
+from restkv_local.gpus import SPLIT_NONE
 
 # Kinds of devices that hold caches.
 _KINDS = ("cpu", "gpu", "igpu")
@@ -48,9 +49,12 @@ def computes_as_the_cpu(name: str) -> bool:
     return name == "CPU" or name.startswith("RPC")
 
 
-def main_gpu(name: str) -> int:
-    """The number by which llama.cpp knows a device: it counts those of servers first."""
-    return sorted((name for name in found() if name != "CPU"), key=lambda name: not name.startswith("RPC")).index(name)
+def placed(name: str, gpu_layers: int) -> dict[str, int]:
+    """Options of an engine that put layers on this device alone. llama.cpp counts the devices of servers first."""
+    if name == "CPU":
+        return {}
+    gpus = sorted((gpu for gpu in found() if gpu != "CPU"), key=lambda gpu: not gpu.startswith("RPC"))
+    return {"n_gpu_layers": gpu_layers, "split_mode": SPLIT_NONE, "main_gpu": gpus.index(name)}
 
 
 def pinned_extra(name: str) -> int:

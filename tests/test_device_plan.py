@@ -149,11 +149,8 @@ def foreseen(engine: Engine, device: str) -> dict[str, GraphMemory]:
 def test_work_memory_is_foreseen(family: str, changes: dict[str, object], device: str, tmp_path: Path) -> None:
     """To the byte, whatever the layer's attention: what the allocator of the device is asked for without allocating."""
     path = models.write_random(tmp_path / "model.gguf", family, seed=2, n_ff=64)
-    options: dict[str, Any] = {}
-    if device != HOST:
-        options = {"n_gpu_layers": -1, "split_mode": 0, "main_gpu": devices.main_gpu(device)}
     evict = EvictConfig(budget=160, reserve=224, stages="graph").with_(**changes)
-    engine = Engine(path, 1024, evict, kv_type=("q8_0", "f16"), **options)
+    engine = Engine(path, 1024, evict, kv_type=("q8_0", "f16"), **devices.placed(device, -1))
     report = engine.report()
     expected = foreseen(engine, device)[device]
     engine.close()
@@ -180,12 +177,20 @@ def test_published_shapes_take_far_less_than_a_full_cache(name: str, device: str
         n_ctx_train=shape.n_ctx_train, bytes_per_cell=bytes_per_cell(shape, shape.n_layer),
         bytes_window=shape.n_layer * shape.n_head * shape.head_dim * 4,
     )  # fmt: skip
-    evict = EvictConfig(budget=4096, reserve=2048, stages="graph")
-    cache = plan(probe=probe, budget=4096, reserve=2048, stages="graph")
-    memory = fitting.graph_memory(cache, probe, evict, device)
-    assert memory is not None, "the device runs them"
+
+    def planned(prefill: str) -> tuple[MemoryPlan, GraphMemory]:
+        changes = {"budget": 4096, "reserve": 2048, "stages": "graph", "prefill": prefill}
+        cache = plan(probe=probe, **changes)
+        memory = fitting.graph_memory(cache, probe, EvictConfig().with_(**changes), device)
+        assert memory is not None, "the device runs them"
+        return cache, memory
+
+    cache, memory = planned("stream")
     taken = cache.kv_bytes + cache.ring_bytes + cache.wo_bytes + memory.device_bytes + memory.host_bytes
     assert cache.kv_bytes < taken <= 0.15 * 131072 * probe.bytes_per_cell
+    # All positions at once: a few tiles of 32 MiB, and the scores of two layers, there and on the host.
+    whole, memory = planned("exact")
+    assert whole.capacity == 131072 and memory.device_bytes + memory.host_bytes < 512 << 20
 
 
 def test_no_work_memory_without_graphs() -> None:
@@ -202,10 +207,7 @@ def test_no_work_memory_without_graphs() -> None:
 def test_plan_is_what_is_allocated(device: str, gpu_layers: int, tmp_path: Path) -> None:
     """Cells, queries, factors and work memory exactly; and the report says the same as the library."""
     path = models.write_random(tmp_path / "model.gguf", "llama", seed=2, n_layer=4, n_ff=64)
-    options: dict[str, Any] = {}
-    if device != HOST:
-        options = {"n_gpu_layers": gpu_layers, "split_mode": 0, "main_gpu": devices.main_gpu(device)}
-    engine = Engine(path, 1024, EvictConfig(budget=160, reserve=224), **options)
+    engine = Engine(path, 1024, EvictConfig(budget=160, reserve=224), **devices.placed(device, gpu_layers))
     report = engine.report()
     engine.close()
     n = 0 if device == HOST else 4 if gpu_layers < 0 else gpu_layers - 1
@@ -246,6 +248,7 @@ def test_a_full_cache_has_its_memory_too(tmp_path: Path) -> None:
     found = engine.report().memory
     expected: MemoryPlan = engine.plan
     engine.close()
+    assert 0 < len({memory.device for memory in found} & set(devices.found())) == len(found)
     assert all((memory.layers, memory.kv_bytes) == (0, 0) for memory in found)
     assert sum(memory.other_bytes for memory in found) == expected.kv_bytes
     assert sum(memory.weights_bytes for memory in found) > 0

@@ -85,8 +85,8 @@ def sizes(options: argparse.Namespace, gpu: dict[str, Any] | None, free_disk: in
     return found
 
 
-def _is_software(gpu: dict[str, Any] | None) -> bool:
-    return gpu is not None and any(name in gpu["description"].lower() for name in _SOFTWARE)
+def _is_software(device: dict[str, Any] | None) -> bool:
+    return device is not None and any(name in device["description"].lower() for name in _SOFTWARE)
 
 
 def _model(run: Run, options: argparse.Namespace, size: dict[str, Any]) -> Path | None:
@@ -186,9 +186,9 @@ def _figures(result: Any) -> tuple[bool, str]:
 
 def verdict(run: Run) -> str:
     """What a person should know."""
-    devices = {device["name"]: device["description"] for device in run.facts.get("devices", [])}
     name = run.facts.get("on", "")
-    where = f"{name} ({devices[name]})" if name in devices else "this machine"
+    device = next((device for device in run.facts.get("devices", []) if device["name"] == name), None)
+    where = f"{name} ({device['description']})" if device else "this machine"
     if run.failed:
         names = ", ".join(step.name for step in run.failed)
         lines = [f"{where}: {len(run.failed)} of {len(run.steps)} steps went wrong: {names}."]
@@ -204,6 +204,6 @@ def verdict(run: Run) -> str:
             met = {True: "met", False: "missed", None: "not measured"}[target["met"]]
             value = "-" if target["value"] is None else f"{target['value']:.1%}"
             lines.append(f"  {words[key]}: {value}, target {asked}: {met}")
-        if name == "CPU" or run.facts["options"]["quick"] or _is_software({"description": devices.get(name, "")}):
+        if name == "CPU" or run.facts["options"]["quick"] or _is_software(device):
             lines.append("  (targets are meant for a GPU with a model of 8B)")
     return "\n".join(lines)
