@@ -4,7 +4,8 @@
     engine = Engine(n_ctx=131072, evict=EvictConfig(budget=1024))
     engine.create_chat_completion([{"role": "user", "content": "Hello"}])
 
-Names are loaded when they are first used: `import restkv_local.reference` needs no native library.
+Names are loaded when they are first used: `import restkv_local.reference` needs no native library. Where the library is
+there, llama_cpp runs on it when it is imported after this package.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import library
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ __all__ = [
     "RestkvError",
     "__version__",
 ]
+
+library.announce()
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 from . import native
 from .check.devices import find_device
 from .errors import LibraryError, RestkvError
+from .library import library_dir
 
 # Bytes of the tensor that is copied: with its copy more than the caches of a device hold, and what every Vulkan driver
 # takes as one buffer.
@@ -77,7 +78,7 @@ class _Ggml:
 def _ggml() -> _Ggml:
     native.lib()
     try:
-        return _Ggml(native.library_dir())
+        return _Ggml(library_dir())
     except (OSError, AttributeError) as error:
         raise LibraryError(f"ggml beside the llama library cannot be used ({error}): build the package again") from None
 

@@ -1,4 +1,4 @@
-"""The patched llama.cpp library: where it is, and a ctypes mirror of native/restkv.h.
+"""The patched llama.cpp library: a ctypes mirror of native/restkv.h.
 
 Importing this module loads nothing; `lib()` does, once.
 """
@@ -9,7 +9,6 @@ import ctypes as C
 import functools
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from .allocation import Shares
 from .config import EvictConfig
 from .errors import ConfigError, EvictionError, LibraryError, ModelError
+from .library import BINDINGS_VARIABLE, library_dir, library_file
 
 ABI_VERSION = 7
 NAME_MAX = 32
@@ -307,25 +307,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-def library_dir() -> Path:
-    """Folder of the patched library: $RESTKV_LIB_PATH, or `lib` inside the package.
-
-    Raises LibraryError when no library is there, or when llama_cpp has already been imported with another one.
-    """
-    folder = Path(os.environ.get("RESTKV_LIB_PATH") or Path(__file__).parent / "lib").absolute()
-    if _library_file(folder) is None:
-        raise LibraryError(
-            f"there is no llama library in {folder}: run 'pip install .' in a checkout of restkv-local, "
-            "or point RESTKV_LIB_PATH at the folder of a build"
-        )
-    foreign = _foreign_library(folder)
-    if foreign is not None:
-        raise LibraryError(
-            f"llama_cpp is already imported with {foreign}: import restkv_local before llama_cpp, in a fresh process"
-        )
-    return folder
-
-
 @functools.cache
 def lib() -> C.CDLL:
     """The patched library, loaded once, every function of restkv.h with its types.
@@ -334,7 +315,7 @@ def lib() -> C.CDLL:
     stock or of another version.
     """
     folder = library_dir()
-    path = _library_file(folder)
+    path = library_file(folder)
     if sys.platform == "win32":
         os.add_dll_directory(str(folder))
     try:
@@ -355,27 +336,8 @@ def lib() -> C.CDLL:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
+    os.environ[BINDINGS_VARIABLE] = str(folder)
     return library
-
-
-def _library_file(folder: Path) -> Path | None:
-    names = {"win32": ("llama.dll", "libllama.dll"), "darwin": ("libllama.so", "libllama.dylib")}
-    for name in names.get(sys.platform, ("libllama.so",)):
-        if (folder / name).exists():
-            return folder / name
-    return None
-
-
-def _foreign_library(folder: Path) -> str | None:
-    """The library that llama_cpp runs on, when that is not the one in `folder`."""
-    bindings = sys.modules.get("llama_cpp.llama_cpp")
-    loaded = getattr(getattr(bindings, "_lib", None), "_name", None)
-    if not isinstance(loaded, str):
-        return None
-    ours = _library_file(folder)
-    same = ours is not None and Path(loaded).exists() and os.path.samefile(loaded, ours)
-    return None if same else loaded
 
 
 def check(status: int) -> None:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restkv_local import kernels, native
+from restkv_local import kernels, library, native
 from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError, EvictionError, LibraryError, ModelError
 from restkv_local.reference import score, score_lean
@@ -159,7 +159,7 @@ def test_llama_cpp_with_another_library(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(LibraryError, match="llama_cpp is already imported with /somewhere/libllama.so"):
         native.library_dir()
     (tmp_path / "link").symlink_to(tmp_path)
-    bindings._lib._name = str(tmp_path / "link" / native._library_file(tmp_path).name)  # type: ignore[union-attr]
+    bindings._lib._name = str(tmp_path / "link" / library.library_file(tmp_path).name)  # type: ignore[union-attr]
     assert native.library_dir() == tmp_path
 
 

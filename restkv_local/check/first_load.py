@@ -16,6 +16,7 @@ import platformdirs
 
 from .. import native
 from .._version import __version__
+from ..library import library_dir
 from .devices import Device, devices
 from .result import DeviceCheck
 from .stages import check_device
@@ -96,7 +97,7 @@ def recall(device: Device) -> Known | None:
 
 def _key(device: Device) -> dict[str, Any]:
     """What a verdict belongs to: the device, its driver, this version, and the library's files."""
-    files = sorted(path for path in native.library_dir().iterdir() if path.suffix in (".so", ".dylib", ".dll"))
+    files = sorted(path for path in library_dir().iterdir() if path.suffix in (".so", ".dylib", ".dll"))
     return {
         "name": device.name,
         "description": device.description,

@@ -37,6 +37,7 @@ def examine(names: tuple[str, ...], *, memory: bool, say: Say) -> dict[str, Any]
     from ..check.first_load import HOLD_LAYERS, WRONG, distrust, remember
     from ..eval.origin import device as machine
     from ..eval.origin import versions
+    from ..library import library_dir
 
     start = time.perf_counter()
     known = devices()
@@ -62,7 +63,7 @@ def examine(names: tuple[str, ...], *, memory: bool, say: Say) -> dict[str, Any]
         "checks": [check.to_json() for check in checks],
         "through_host": switched,
         "memory": flat,
-        "versions": versions() | {"interface": native.ABI_VERSION, "library": str(native.library_dir())},
+        "versions": versions() | {"interface": native.ABI_VERSION, "library": str(library_dir())},
         "machine": machine(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": time.perf_counter() - start,
