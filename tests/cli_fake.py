@@ -20,7 +20,8 @@ _STEP = 0.02
 
 
 class FakeEngine:
-    """Reads words as tokens. "slow" in a question makes reading slow, "long" makes the answer long.
+    """Reads words as tokens. "slow" in a question makes reading slow, "long" makes the answer long; "lazy" and "wordy"
+    do so when the question is asked a second time. Roles must alternate, as many chat templates want it.
 
     instances: every engine made, for tests in the same process.
     """
@@ -74,22 +75,28 @@ class FakeEngine:
         self._cancel.clear()
         self.requests.append({"messages": [dict(message) for message in messages], **options})
         self.guides.append(self.guide)
+        roles = [message["role"] for message in messages if message["role"] != "system"]
+        if roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
+            raise ValueError("roles must alternate: " + ", ".join(roles))
         question = messages[-1]["content"]
+        second = [request["messages"] for request in self.requests].count(self.requests[-1]["messages"]) > 1
+        slow = "slow" in question or second and "lazy" in question
+        long = "long" in question or second and "wordy" in question
         words = sum(len(message["content"].split()) for message in messages)
         if words > self.n_ctx:
             raise ContextOverflow(f"the text takes {words} positions but the context has {self.n_ctx}")
         self._progress(0, words)
         for done in range(0, words, max(1, words // 20)):
-            self._step(0.5 if "slow" in question else 0)
+            self._step(0.5 if slow else 0)
             self._progress(done, words)
         self._progress(words, words)
         evictions = words // self.capacity
-        reply = ["I", " heard:", " ", question.split("\n")[-1]] + [" and"] * (1000 if "long" in question else 0)
+        reply = ["I", " heard:", " ", question.split("\n")[-1]] + [" and"] * (1000 if long else 0)
         self._figures |= {"prompt_tokens": words, "completion_tokens": 0, "positions": words}
         self._figures["n_evictions"] += evictions
         yield _chunk({"role": "assistant"})
         for piece in reply:
-            self._step(0.05 if "long" in question else 0)
+            self._step(0.05 if long else 0)
             self._figures["completion_tokens"] += 1
             self._figures["positions"] += 1
             yield _chunk({"content": piece})

@@ -88,7 +88,7 @@ def _help(session: Session, ui: UI, rest: str) -> None:
 COMMANDS: dict[str, Command] = {
     "/exit": Command("", "leave", _exit),
     "/clear": Command("", "forget the conversation", _clear),
-    "/regen": Command("", "answer the last question again", _regen),
+    "/regen": Command("", "answer the last question again; stopped, the answer from before stays", _regen),
     "/read": Command("PATH", "put a document before the next question", _read),
     "/system": Command("TEXT", "set the system prompt; without a text, remove it", _system),
     "/stats": Command("", "what is in the cache, what was evicted, what it cost", _stats),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .documents import Document, user_message
 from .worker import Draw, Mailbox, Piece, run
@@ -44,20 +44,30 @@ class Sampling:
         return chosen
 
 
+# Of a turn the conversation holds the new answer, what it was before a question, or the answer from before /regen.
+Kept = Literal["answer", "nothing", "former answer"]
+
+
 @dataclass(frozen=True)
 class Turn:
-    """What one request gave. stopped: Ctrl-C ended it; evictions: of this turn alone; report: the engine's, after."""
+    """What one request gave. stopped: Ctrl-C ended it; kept: what the conversation holds of it; evictions: of this turn
+    alone; report: the engine's, after."""
 
     answer: str
     finish: str | None
     stopped: bool
+    kept: Kept
     evictions: int
     report: Report
 
 
 @dataclass
 class Session:
-    """A conversation with an engine. `documents` wait for the next question and then become part of its message."""
+    """A conversation with an engine. `documents` wait for the next question and then become part of its message.
+
+    `messages` holds whole exchanges only: what a turn does not finish is taken back, so that two questions never follow
+    each other.
+    """
 
     engine: ChatEngine
     mailbox: Mailbox
@@ -65,51 +75,46 @@ class Session:
     system: str | None = None
     documents: list[Document] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
-    _question: str = ""
+    _question: str = ""  # of the last message, without its documents
     _attempt: int = 0
 
     def ask(self, question: str, draw: Draw) -> Turn:
         """Send documents and question, stream the answer to `draw`. Interrupted before its first word, the question
         is forgotten and its documents wait again."""
-        waiting = self.documents
-        self.messages.append({"role": "user", "content": user_message(waiting, question)})
-        self._question, self._attempt, self.documents = question, 0, []
-        try:
-            turn = self._answer(draw)
-        except BaseException:
-            self._forget(waiting)
-            raise
+        message = {"role": "user", "content": user_message(self.documents, question)}
+        turn = self._answer([*self.messages, message], question, 0, draw)
         if turn.stopped and not turn.answer:
-            self._forget(waiting)
+            return replace(turn, kept="nothing")
+        self._question, self._attempt, self.documents = question, 0, []
+        self.messages = [*self.messages, message, {"role": "assistant", "content": turn.answer}]
         return turn
 
     def again(self, draw: Draw) -> Turn | None:
-        """Answer the last question once more; None when there is none."""
-        if self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
+        """Answer the last question once more; None when there is none. Interrupted, the former answer stays."""
         if not self.messages:
             return None
         self._attempt += 1
-        return self._answer(draw)
+        turn = self._answer(self.messages[:-1], self._question, self._attempt, draw)
+        if turn.stopped and turn.finish is None:
+            return replace(turn, kept="former answer")
+        self.messages = [*self.messages[:-1], {"role": "assistant", "content": turn.answer}]
+        return turn
 
     def clear(self) -> None:
         """Forget messages and waiting documents; the system prompt stays."""
         self.messages, self.documents = [], []
 
-    def _forget(self, documents: Sequence[Document]) -> None:
-        self.messages.pop()
-        self.documents = [*documents, *self.documents]
-
-    def _answer(self, draw: Draw) -> Turn:
+    def _answer(self, messages: list[dict[str, str]], question: str, attempt: int, draw: Draw) -> Turn:
+        """What the engine says to `messages`, whose last one asks `question`; the conversation stays as it is."""
         pieces: list[str] = []
         finish: list[str] = []
         before = self.engine.report().n_evictions
         head = [{"role": "system", "content": self.system}] if self.system else []
-        self.engine.guide = self._question
+        self.engine.guide = question
 
         def work() -> None:
             stream = self.engine.create_chat_completion(
-                messages=[*head, *self.messages], stream=True, **self.sampling.options(self._attempt)
+                messages=[*head, *messages], stream=True, **self.sampling.options(attempt)
             )
             for chunk in stream:
                 choice = chunk["choices"][0]
@@ -120,8 +125,6 @@ class Session:
                     self.mailbox.put(Piece(text))
 
         stopped = run(work, self.engine.cancel, self.mailbox, draw)
-        answer = "".join(pieces)
-        if answer or not stopped:
-            self.messages.append({"role": "assistant", "content": answer})
         report = self.engine.report()
-        return Turn(answer, finish[-1] if finish else None, stopped, report.n_evictions - before, report)
+        answer, last = "".join(pieces), finish[-1] if finish else None
+        return Turn(answer, last, stopped, "answer", report.n_evictions - before, report)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # A prompt that is read within this many seconds shows no bar.
 _BAR_AFTER = 0.3
+# What a stopped turn leaves, by Turn.kept.
+_KEPT = {"answer": "", "nothing": "; the question was dropped", "former answer": "; the answer from before stays"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -74,7 +76,7 @@ class UI:
         if turn is None:
             return
         if turn.stopped:
-            self.notice("stopped" if turn.answer else "stopped while reading; the question was dropped")
+            self.notice(("stopped" if turn.answer else "stopped while reading") + _KEPT[turn.kept])
         elif turn.finish == "length":
             self.notice("the answer was cut: --max-tokens or the context is used up")
         self.console.print(turn_line(turn), style="dim", markup=False, soft_wrap=True)

@@ -1,0 +1,94 @@
+"""A conversation keeps whole exchanges: questions and /regen that are stopped or fail take themselves back."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cli_fake import FakeEngine
+from restkv_local.cli.documents import Document
+from restkv_local.cli.session import Session
+from restkv_local.cli.worker import Event, Mailbox, Piece, Progress
+
+Draw = Callable[[Event | None], None]
+
+
+def _session() -> tuple[Session, FakeEngine]:
+    mailbox = Mailbox()
+    engine = FakeEngine(on_progress=mailbox.progress)
+    return Session(engine, mailbox), engine
+
+
+def _watch(event: Event | None) -> None:
+    """Draws nothing."""
+
+
+def _stop_at(kind: type[Any]) -> Draw:
+    """Ctrl-C when an event of a kind arrives: Progress is reading, Piece is answering."""
+
+    def draw(event: Event | None) -> None:
+        if isinstance(event, kind):
+            signal.raise_signal(signal.SIGINT)
+
+    return draw
+
+
+@pytest.mark.parametrize(("question", "when"), [("lazy one", Progress), ("wordy one", Piece)])
+def test_regen_stopped_gives_the_answer_from_before_back(question: str, when: type[Any]) -> None:
+    session, engine = _session()
+    session.ask(question, _watch)
+    before = list(session.messages)
+    again = session.again(_stop_at(when))
+    assert again is not None and again.stopped and again.kept == "former answer"
+    assert session.messages == before and before[1]["content"] == f"I heard: {question}"
+    session.ask("next", _watch)  # the engine refuses roles that do not alternate
+    assert [message["role"] for message in engine.requests[-1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_regen_that_fails_gives_the_answer_from_before_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, engine = _session()
+    session.ask("one", _watch)
+    before = list(session.messages)
+
+    def fail(**options: Any) -> Any:
+        raise ValueError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "create_chat_completion", fail)
+        with pytest.raises(ValueError, match="no"):
+            session.again(_watch)
+    assert session.messages == before
+    assert session.ask("next", _watch).answer == "I heard: next"
+
+
+def test_regen_after_a_dropped_question_is_guided_by_the_one_before() -> None:
+    session, engine = _session()
+    session.ask("one", _watch)
+    session.documents = [Document("d", "text")]
+    dropped = session.ask("slow two", _stop_at(Progress))
+    assert dropped.kept == "nothing" and len(session.messages) == 2 and [d.name for d in session.documents] == ["d"]
+    again = session.again(_watch)
+    assert again is not None and again.kept == "answer"
+    assert engine.guides == ["one", "slow two", "one"]
+
+
+def test_an_answer_stopped_in_its_middle_is_kept() -> None:
+    session, _ = _session()
+    turn = session.ask("long one", _stop_at(Piece))
+    assert turn.stopped and turn.kept == "answer" and turn.answer
+    assert session.messages[-1] == {"role": "assistant", "content": turn.answer}
+
+
+def test_a_failure_while_drawing_takes_the_question_back() -> None:
+    session, _ = _session()
+    session.documents = [Document("d", "text")]
+
+    def draw(event: Event | None) -> None:
+        raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match="terminal"):
+        session.ask("one", draw)
+    assert session.messages == [] and len(session.documents) == 1
