@@ -24,6 +24,9 @@ SWA_FAMILIES = ("gemma2", "gemma3", "gpt-oss")
 _ARCH = {"mistral": "llama", "mixtral": "llama"}
 _EXPERTS = ("mixtral", "qwen2moe", "qwen3moe", "gpt-oss")
 _SHARPNESS = (0.7, 1.2, 2.0, 3.0)
+# ggml's CUDA flash attention has soft-capping for these head sizes alone, and ends the process at others.
+SOFT_CAP_HEADS = (128, 256)
+_HEAD_DIM = {"gemma2": SOFT_CAP_HEADS[0]}
 
 
 @dataclass
@@ -68,7 +71,7 @@ def write_random(
     n_layer: int = 2,
     n_head: int = 4,
     n_head_kv: int = 2,
-    head_dim: int = 64,
+    head_dim: int | None = None,
     n_embd: int | None = None,
     n_vocab: int = 320,
     n_ff: int = 256,
@@ -82,14 +85,19 @@ def write_random(
 ) -> Path:
     """Write a model and return its path.
 
-    n_embd: None takes n_head * head_dim; Qwen2 and Phi-3 know nothing else. weight_type: F32, F16, Q8_0, Q4_0, ... of
-    all matrices; types: of single ones by name, as {"attn_output": "Q4_0"}. n_swa: sliding window of every other layer
-    (Gemma 2 and 3, gpt-oss). rope: "plain", "factors" (llama), "long" (phi3: long and short factors) or "yarn".
+    head_dim: None takes 64, and for Gemma 2, whose attention is soft-capped, 128 (256 is the other one that CUDA
+    knows). n_embd: None takes n_head * head_dim; Qwen2 and Phi-3 know nothing else. weight_type: F32, F16, Q8_0,
+    Q4_0, ... of all matrices; types: of single ones by name, as {"attn_output": "Q4_0"}. n_swa: sliding window of every
+    other layer (Gemma 2 and 3, gpt-oss). rope: "plain", "factors" (llama), "long" (phi3: long and short factors) or
+    "yarn".
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family}")
     if n_vocab < MIN_VOCAB:
         raise ValueError(f"n_vocab must be at least {MIN_VOCAB}")
+    head_dim = _HEAD_DIM.get(family, 64) if head_dim is None else head_dim
+    if family == "gemma2" and head_dim not in SOFT_CAP_HEADS:
+        raise ValueError(f"gemma2 needs heads of {' or '.join(map(str, SOFT_CAP_HEADS))}")
     arch = _ARCH.get(family, family)
     writer = gguf.GGUFWriter(str(path), arch)
     shape = _Shape(

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from models import FAMILIES, SWA_FAMILIES, smollm2, write_float_copy, write_random  # noqa: E402
+from models import FAMILIES, SOFT_CAP_HEADS, SWA_FAMILIES, smollm2, write_float_copy, write_random  # noqa: E402
 from restkv_local.config import EvictConfig  # noqa: E402
 from restkv_local.errors import ConfigError, EvictionError  # noqa: E402
 from restkv_local.reference.forward import Transformer  # noqa: E402
@@ -66,6 +67,18 @@ def compare(path: Path, *, type_k: str = "f16", type_v: str = "f16", chunk: floa
             want, got = stock.decode([best]), engine.decode([best])
             assert np.abs(want - got).max() < step
         assert want.std() > 0.5, "the logits of this model tell nothing"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_soft_capped_models_have_heads_that_cuda_knows(family: str, write: Writer) -> None:
+    """At others ggml's CUDA flash attention ends the process; seen on a card with Gemma 2 and heads of 64."""
+    fields = gguf.GGUFReader(str(write(family, n_layer=1, n_ff=64))).fields
+    found = {key.split(".", 1)[1]: field.contents() for key, field in fields.items() if "." in key}
+    assert "attn_logit_softcapping" not in found or found["attention.key_length"] in SOFT_CAP_HEADS
+    assert ("attn_logit_softcapping" in found) == (family == "gemma2")
+    if family == "gemma2":
+        with pytest.raises(ValueError, match="128 or 256"):
+            write(family, head_dim=64)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
