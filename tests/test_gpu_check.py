@@ -272,6 +272,26 @@ def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # without a measurement there is still a row
     (tmp_path / "gpu-check-a.json").write_text(json.dumps(found | {"date": "2026-01-02", "steps": steps[:1]}))
     assert "| A card (CUDA0) | - | - |" in _gpu_results.gpu_checks()
+    assert _gpu_results.gpu_evictions().startswith("Not measured yet")
+    # a benchmark alone, with what the doctor and the tests said
+    parts = dict.fromkeys(_gpu_results._STAGES, 0.002)
+    bench["eviction"] |= {"stages": parts, "prefill_tokens": 2048, "prefill_seconds": 0.4, "bytes_per_s": 3e9}
+    targets = {"evict_share": {"value": 0.76, "most": 0.05, "least": None, "met": False}}
+    targets["saved"] = {"value": 0.93, "most": None, "least": 0.85, "met": True}
+    where = {"on": "CUDA0", "devices": found["devices"], "date": "2026-01-03", "copy_bytes_per_s": 1e12}
+    (tmp_path / "device-b.json").write_text(json.dumps(bench | where | {"targets": targets}))
+    assert "| 12.3 ms | 3.1% | 0.3% |" in _gpu_results.gpu_checks()
+    assert "| 93.0% | - | 2026-01-03 |" in _gpu_results.gpu_checks()
+    (tmp_path / "stages-b.json").write_text('{"stages": [{"verdict": "ok"}, {"verdict": "mismatch"}]}')
+    counts = {"tests": 5, "failures": 1, "errors": 0, "skipped": 1, "failed": ["tests.test_a::test_b[x-CUDA0]"]}
+    (tmp_path / "tests-b.json").write_text(json.dumps(counts))
+    said = "1 of 2 cases of the stages right; 3 of 4 tests passed, failed: `test_b[x-CUDA0]`"
+    assert f"| 93.0% | {said} | 2026-01-03 |" in _gpu_results.gpu_checks()
+    row = (
+        "| A card (CUDA0) | 12.3 ms | 2.0 ms | 2.0 ms | 2.0 ms | 2.0 ms | 2.0 ms | 2.3 ms | 2,048 tokens in 400 ms "
+        "| 76.0% | at most 5%: missed | 93.0% | at least 85%: met |"
+    )
+    assert row in _gpu_results.gpu_evictions()
 
 
 # ---- the program -------------------------------------------------------------------------------

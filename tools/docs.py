@@ -46,6 +46,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "machine": _results.machine,
     "patch cost": _results.patch_cost,
     "gpu checks": _gpu_results.gpu_checks,
+    "gpu evictions": _gpu_results.gpu_evictions,
     "portability": _portability.portability,
     "ruler tasks": _tasks.ruler,
     "longbench tasks": _tasks.longbench,
