@@ -9,17 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import native, quiet
+from . import interrupts, native, quiet
 from .binding import LIBRARY, Llama, c, internals, llama_module
 from .errors import EvictionError, ModelError
 from .models import load_failure
 from .plan import Probe
 
 
+def _goes_on(progress: float, data: object) -> bool:
+    """Asked by llama.cpp while it reads weights, on the thread that loads."""
+    return not interrupts.came()
+
+
+_progress = c.llama_progress_callback(_goes_on)
+
+
 def probe_model(path: Path, type_k: int, type_v: int) -> Probe:
     """Read what the plan needs from a model file, without its weights. type_k, type_v: ggml types.
 
-    Raises ModelError for a file that llama.cpp cannot load.
+    Raises ModelError for a file that llama.cpp cannot load, and Cancelled when Ctrl-C came meanwhile.
     """
     quiet.install(c._lib)  # again, in case the host program set a callback of its own since
     c.llama_backend_init()
@@ -27,9 +35,11 @@ def probe_model(path: Path, type_k: int, type_v: int) -> Probe:
     params.no_alloc = True
     params.n_gpu_layers = 0
     params.load_mode = c.LLAMA_LOAD_MODE_NONE
+    params.progress_callback = _progress
     with quiet.capture() as log:
         model = c.llama_model_load_from_file(str(path).encode(), params)
     if not model:
+        interrupts.check()
         raise load_failure(path, log)
     try:
         info = native.ModelInfo()
@@ -50,10 +60,12 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
     """
 
     def make_model(**arguments: Any) -> Any:
+        arguments["params"].progress_callback = _progress
         # verbose=True only means that the file descriptors are left alone
         return internals.LlamaModel(**{**arguments, "verbose": True})
 
     def make_context(**arguments: Any) -> Any:
+        interrupts.check()
         arm()
         try:
             return internals.LlamaContext(**arguments)
@@ -78,6 +90,7 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
         try:
             init(engine, str(path), **options)
         except ValueError as error:
+            interrupts.check()
             if "Failed to load model" in str(error):
                 raise load_failure(path, log) from None
             if "Failed to create llama_context" in str(error):

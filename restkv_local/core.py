@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import native, quiet
+from . import interrupts, native, quiet
 from .binding import LIBRARY, Llama, c
 from .check.first_load import trust_devices
 from .config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig
@@ -35,6 +35,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
 
     n_tokens: int
 
+    @interrupts.lately
     def __init__(
         self,
         model_path: str | os.PathLike[str] | None = None,
@@ -63,6 +64,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         self.guide: str | None = None
         self.on_progress, self.on_evict, self.on_notice = on_progress, on_evict, on_notice
         probe = probe_model(path, type_k, type_v)
+        interrupts.check()
         self.plan = plan_memory(
             path,
             probe,
@@ -107,6 +109,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
             path, self.plan, n_gpu_layers, llama, lambda device: graph_memory(self.plan, probe, evict, device)
         )
         on_device = n_gpu_layers != 0 and llama.get("offload_kqv", True)
+        interrupts.check()
         wrong = trust_devices() if params is not None and on_device and evict.stages in ("auto", "graph") else []
 
         def arm() -> None:
@@ -171,6 +174,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                 if outermost:
                     self._uncancel()
 
+    @interrupts.lately
     def close(self) -> None:
         """Free the model and the cache, after what runs has been cancelled; a second call does nothing."""
         queue, stack = getattr(self, "_queue", None), getattr(self, "_stack", None)

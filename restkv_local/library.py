@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from .errors import LibraryError
@@ -60,6 +59,8 @@ def _folder() -> Path:
 
 def _installed() -> Path | None:
     """`lib` of the installed package when this one is a checkout's."""
+    from importlib import metadata  # slow to import, and seldom needed
+
     try:
         folder = Path(str(metadata.distribution("restkv-local").locate_file("restkv_local/lib"))).absolute()
     except metadata.PackageNotFoundError:

@@ -6,6 +6,7 @@ Run as a program it is restkv-chat on this engine.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,4 +121,6 @@ if __name__ == "__main__":
     from restkv_local.cli.chat import main
 
     os.environ.pop("RESTKV_RAISE", None)
+    if os.environ.get("RESTKV_FAKE_READY"):
+        print("ready", file=sys.stderr, flush=True)
     main(obj={"engine": FakeEngine})

@@ -14,7 +14,7 @@ from typing import Any
 
 import platformdirs
 
-from .. import native
+from .. import interrupts, native
 from .._version import __version__
 from ..library import library_dir
 from .devices import Device, devices
@@ -46,6 +46,7 @@ def trust_devices() -> list[str]:
     for device in devices():
         if device.kind not in HOLD_LAYERS:
             continue
+        interrupts.check()
         known = recall(device) or remember(check_device(device.name, quick=True))
         sentence = distrust(device, known)
         if sentence:

@@ -15,6 +15,7 @@ from .failure import Command
 from .footprint import memory
 from .needle import needle
 from .options import CONTEXT_SETTINGS, Contexts, EngineSettings, engine_class, engine_options, json_option, write_json
+from .program import Program
 from .shapes import shapes
 from .speed import STOCK_FILLS, STOCK_PREFILLS, SpeedSettings, measure, measure_peak
 from .tables import speed_table
@@ -25,7 +26,7 @@ _CONTEXTS = (4096, 16384, 131072)
 _EPILOG = "Try: restkv-bench speed --contexts 4096,16384 --json speed.json"
 
 
-@click.group(context_settings=CONTEXT_SETTINGS, epilog=_EPILOG)
+@click.group(cls=Program, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG)
 @click.version_option(__version__)
 def main() -> None:
     """Measure on this machine. Figures go to a table on standard error and to a JSON file."""

@@ -16,14 +16,14 @@ from ..errors import ConfigError
 from .commands import SUMMARIES, WITH_PATH, Leave, execute
 from .doctor import doctor
 from .documents import STDIN, read_document
-from .failure import Group, one_line
+from .failure import one_line
 from .figures import turn_object
 from .options import CONTEXT_SETTINGS, EngineSettings, engine_class, engine_options
+from .program import EXIT_STOPPED, Program
 from .session import Sampling, Session, Turn
 from .ui import UI
 from .worker import Mailbox
 
-_EXIT_STOPPED = 130  # what a shell reports for a program that Ctrl-C ended
 _EPILOG = (
     "Without --ask, a terminal starts a conversation (/help there), and anything else on standard input is the "
     "question. Try: restkv-chat --file book.txt --ask 'Who is the captain?'"
@@ -31,7 +31,7 @@ _EPILOG = (
 
 
 @click.group(
-    cls=Group, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG, invoke_without_command=True,
+    cls=Program, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG, invoke_without_command=True,
     subcommand_metavar="[doctor ...]",
 )
 @engine_options()
@@ -93,7 +93,7 @@ def main(
             if as_json:
                 click.echo(json.dumps(turn_object(turn), ensure_ascii=False))
             if turn.stopped:
-                raise SystemExit(_EXIT_STOPPED)
+                raise SystemExit(EXIT_STOPPED)
     finally:
         engine.close()
 

@@ -10,11 +10,12 @@ from .eval_report import report
 from .eval_tasks import ROWS, command
 from .eval_texts import fidelity, ppl
 from .options import CONTEXT_SETTINGS
+from .program import Program
 
 _EPILOG = "Try: restkv-eval niah --contexts 2048,4096 --budgets 256,1024 --methods all --out results"
 
 
-@click.group(context_settings=CONTEXT_SETTINGS, epilog=_EPILOG, help=f"""What eviction costs in quality.
+@click.group(cls=Program, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG, help=f"""What eviction costs in quality.
 
 Every sub-command runs its samples with the full cache and with every method, budget and prefill, and appends one line
 per sample and setting to a file. It can be stopped, and go on with --resume. `report` draws what was measured.

@@ -21,8 +21,8 @@ from ..eval.run import Batch, run
 from ..eval.summary import Row, rows
 from ..machine import size
 from .options import engine_class
+from .program import EXIT_STOPPED
 
-_EXIT_STOPPED = 130  # what a shell reports for a program that Ctrl-C ended
 _SKIPPED = ("full_log_prob",)
 
 
@@ -84,7 +84,7 @@ def run_command(
             run(grid, batches, make, results, bar)
         except KeyboardInterrupt:
             bar.say(f"stopped; {len(results.records)} results are in {results.path}; go on with --out {out} --resume")
-            raise SystemExit(_EXIT_STOPPED) from None
+            raise SystemExit(EXIT_STOPPED) from None
     found = rows(results.records)
     console.print(summary_table(found))
     where = f"{results.path}; draw it with: restkv-eval report {out} --html report.html"

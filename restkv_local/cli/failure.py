@@ -25,7 +25,7 @@ def one_line() -> Iterator[None]:
         return
     try:
         yield
-    except Cancelled:
+    except (Cancelled, click.exceptions.Exit, click.exceptions.Abort):  # click's two are RuntimeErrors
         raise
     except RestkvError as error:
         raise click.ClickException(_flat(error)) from error
@@ -49,10 +49,3 @@ class Command(click.Command):
         with one_line():
             return super().invoke(ctx)
 
-
-class Group(click.Group):
-    """A program that works without a sub-command too; its expected failures are one line."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with one_line():
-            return super().invoke(ctx)
