@@ -13,12 +13,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import library
 from ._version import __version__
+from .native import location
 
 if TYPE_CHECKING:
     from .config import EvictConfig
-    from .engine import Engine
+    from .engine.engine import Engine
+    from .engine.report import Eviction, Report
     from .errors import (
         Cancelled,
         ConfigError,
@@ -28,15 +29,14 @@ if TYPE_CHECKING:
         ModelError,
         RestkvError,
     )
-    from .plan import MemoryPlan
-    from .report import Eviction, Report
+    from .plan.memory import MemoryPlan
 
 _HOMES = {
-    "Engine": "engine",
+    "Engine": "engine.engine",
     "EvictConfig": "config",
-    "MemoryPlan": "plan",
-    "Eviction": "report",
-    "Report": "report",
+    "MemoryPlan": "plan.memory",
+    "Eviction": "engine.report",
+    "Report": "engine.report",
     "Cancelled": "errors",
     "ConfigError": "errors",
     "ContextOverflow": "errors",
@@ -62,7 +62,7 @@ __all__ = [
     "__version__",
 ]
 
-library.announce()
+location.announce()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from .errors import ConfigError
-from .methods import TRAITS, Traits
+from .plan.methods import TRAITS, Traits
 
 Method = Literal[
     "restkv", "snapkv", "tova", "h2o", "streamingllm", "lacache", "fifo", "random", "keydiff", "knorm", "full"

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from restkv_local.config import EvictConfig
+from restkv_local.engine.report import Report
 from restkv_local.errors import Cancelled, ContextOverflow
-from restkv_local.report import Report
 
 # The longest wait of a step; small, so that a cancel is seen at once.
 _STEP = 0.02
@@ -118,7 +118,7 @@ def _chunk(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from restkv_local.cli.chat import main
+    from restkv_local.cli.chat.main import main
 
     os.environ.pop("RESTKV_RAISE", None)
     if os.environ.get("RESTKV_FAKE_READY"):

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from restkv_local.cli import chat
+from restkv_local.cli.chat import main as chat
 
 pexpect = pytest.importorskip("pexpect")
 
 # Children test the package that this process tests, installed or not.
-ROOT = Path(chat.__file__).resolve().parents[2]
+ROOT = Path(chat.__file__).resolve().parents[3]
 
 
 class Terminal:

@@ -62,7 +62,7 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The embedded model."""
-    from restkv_local.models import embedded_path
+    from restkv_local.models.files import embedded_path
 
     return embedded_path()
 
@@ -87,7 +87,8 @@ def native() -> None:
     from restkv_local.errors import RestkvError
 
     try:
-        from restkv_local import models, native
+        from restkv_local import native
+        from restkv_local.models import files as models
 
         native.lib()
         models.resolve(None)

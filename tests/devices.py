@@ -17,7 +17,7 @@ import pytest
 from restkv_local import native
 from restkv_local.check.devices import devices
 from restkv_local.errors import LibraryError
-from restkv_local.gpus import SPLIT_NONE
+from restkv_local.plan.gpus import SPLIT_NONE
 
 # Kinds of devices that hold caches.
 _KINDS = ("cpu", "gpu", "igpu")

@@ -61,7 +61,7 @@ def main(folder: str, port: str, model: str) -> None:
     if os.environ.get("RESTKV_WRONG_STAGE") in ("attend", "compact"):
         from click.testing import CliRunner
 
-        from restkv_local.cli.chat import main as chat
+        from restkv_local.cli.chat.main import main as chat
 
         path = Path(folder, "doctor.json")
         result = CliRunner().invoke(chat, ["doctor", "--device", "RPC0", "--no-memory", "--json", str(path)])

@@ -20,7 +20,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, native: None) -> Path:
 
 def evaluate(*arguments: Any, engine: Any = None) -> Result:
     """Run restkv-eval on one thread."""
-    from restkv_local.cli import eval as program
+    from restkv_local.cli.eval import main as program
 
     words = [str(argument) for argument in arguments]
     if words[0] != "report" and "--threads" not in words:

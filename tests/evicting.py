@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from restkv_local import native
-from restkv_local.allocation import Shares
 from restkv_local.config import EvictConfig
+from restkv_local.plan.allocation import Shares
 from stock import Stock
 
 

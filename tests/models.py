@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from gguf.constants import GGMLQuantizationType as Type
 
-from restkv_local.random_gguf import MIN_VOCAB, add_tokenizer
+from restkv_local.models.random_gguf import MIN_VOCAB, add_tokenizer
 
 FAMILIES = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "phi3",

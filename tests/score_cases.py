@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from restkv_local import kernels, native
+from restkv_local import native
 from restkv_local.errors import LibraryError
+from restkv_local.native import kernels
 from restkv_local.reference import score, score_lean
 
 SCORES: dict[str, Callable[..., Any]] = {"reference": score, "lean": score_lean, "native": kernels.score}

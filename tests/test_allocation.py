@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restkv_local.allocation import ada_published, ada_shares, pad_sets, pyramid_budgets, pyramid_published
 from restkv_local.errors import ConfigError
+from restkv_local.plan.allocation import ada_published, ada_shares, pad_sets, pyramid_budgets, pyramid_published
 from score_cases import SCORES, random_arrays, score_function
 
 

@@ -12,17 +12,20 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli_fake import FakeEngine
-from restkv_local.cli import bench, chat, options, speed
-from restkv_local.cli.documents import Document, DocumentError, read_document, user_message
-from restkv_local.cli.memory import peak_rss_bytes
+from restkv_local.bench import speed
+from restkv_local.bench.process import peak_rss_bytes
+from restkv_local.bench.prose import prose, prose_tokens
+from restkv_local.bench.stock import StockError, position_offsets
+from restkv_local.cli import options
+from restkv_local.cli.bench import main as bench
+from restkv_local.cli.chat import main as chat
+from restkv_local.cli.chat.prompt import is_open, joined
 from restkv_local.cli.options import EngineSettings
-from restkv_local.cli.prompt import is_open, joined
-from restkv_local.cli.stock import StockError, position_offsets
-from restkv_local.cli.text import prose, prose_tokens
 from restkv_local.config import DEFAULT_BUDGET, DEFAULT_CONTEXT, EvictConfig
+from restkv_local.engine.documents import Document, DocumentError, read_document, user_message
 
 # Children test the package that this process tests, installed or not.
-ROOT = Path(chat.__file__).resolve().parents[2]
+ROOT = Path(chat.__file__).resolve().parents[3]
 JSON_KEYS = (
     "answer prompt_tokens completion_tokens context budget reserve capacity kv_bytes evictions prefill_mode method "
     "backend prefill_seconds evict_seconds decode_seconds peak_rss_bytes model "
@@ -260,7 +263,7 @@ def test_prose_is_deterministic_and_long_enough() -> None:
 def test_peak_memory_is_of_this_process_alone() -> None:
     """A child of a process that holds much memory reports its own peak."""
     ballast = bytearray(os.urandom(1 << 20) * 192)
-    code = "from restkv_local.cli.memory import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from restkv_local.bench.process import peak_rss_bytes; print(peak_rss_bytes())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert peak_rss_bytes() > len(ballast)
     if sys.platform == "linux":

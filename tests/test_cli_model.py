@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli_terminal import run_in_terminal
-from restkv_local.cli.memory import python_program
-from restkv_local.cli.text import prose, prose_tokens
+from restkv_local.bench.process import python_program
+from restkv_local.bench.prose import prose, prose_tokens
 from test_cli import BENCH_FIGURES, JSON_KEYS
 
 
@@ -37,7 +37,7 @@ SMALL = ("--context", "4096", "--budget", "256", "--reserve", "256", "--temp", "
 
 @pytest.mark.usefixtures("native")
 def test_real_document_is_read_guided_and_memory_is_reported(long_text: Path) -> None:
-    done = _program("restkv_local.cli.chat", *SMALL, "--file", str(long_text), "--ask", "Who came?", "--json")
+    done = _program("restkv_local.cli.chat.main", *SMALL, "--file", str(long_text), "--ask", "Who came?", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert list(found) == JSON_KEYS
@@ -51,14 +51,14 @@ def test_real_document_is_read_guided_and_memory_is_reported(long_text: Path) ->
 @pytest.mark.usefixtures("native")
 def test_real_document_on_stdin_and_repeatable_answer(long_text: Path) -> None:
     arguments = (*SMALL, "--file", "-", "--ask", "Who came?")
-    first, second = (_program("restkv_local.cli.chat", *arguments, stdin=long_text.read_text()) for _ in range(2))
+    first, second = (_program("restkv_local.cli.chat.main", *arguments, stdin=long_text.read_text()) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip() and first.stdout == second.stdout
 
 
 @pytest.mark.usefixtures("native")
 def test_real_full_cache_that_does_not_fit_is_refused() -> None:
-    done = _program("restkv_local.cli.chat", "--method", "full", "--context", "16777216", "--ask", "hi")
+    done = _program("restkv_local.cli.chat.main", "--method", "full", "--context", "16777216", "--ask", "hi")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "the largest n_ctx that fits" in done.stderr
 
@@ -66,7 +66,7 @@ def test_real_full_cache_that_does_not_fit_is_refused() -> None:
 @pytest.mark.usefixtures("native")
 def test_real_terminal_stops_while_reading_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text(prose(20000))
-    program = python_program("restkv_local.cli.chat")[1:]
+    program = python_program("restkv_local.cli.chat.main")[1:]
     command = (*program, "--context", "65536", "--budget", "256", "--max-tokens", "4")
     with run_in_terminal(tmp_path, *command, "--file", f"{tmp_path}/long.txt") as running:
         running.type("What is this?\r")
@@ -83,7 +83,7 @@ def test_real_terminal_stops_while_reading_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("native")
 def test_real_speed_rows(tmp_path: Path) -> None:
     arguments = "speed --contexts 2048 --budget 256 --decode-tokens 4 --pairs 2 --stock-prefill sampled --json".split()
-    done = _program("restkv_local.cli.bench", *arguments, str(tmp_path / "speed.json"))
+    done = _program("restkv_local.cli.bench.main", *arguments, str(tmp_path / "speed.json"))
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "speed.json").read_text())
     assert set(result) == {"rows", "device", "versions", "settings", "date"}
@@ -101,7 +101,7 @@ def test_real_speed_rows(tmp_path: Path) -> None:
 def test_real_memory_rows(tmp_path: Path) -> None:
     """The whole of restkv-chat in a process of its own; the text fills the context, and the cache stays."""
     arguments = ["memory", "--contexts", "768,1536", "--budget", "128", "--reserve", "128", "--json"]
-    done = _program("restkv_local.cli.bench", *arguments, str(tmp_path / "memory.json"))
+    done = _program("restkv_local.cli.bench.main", *arguments, str(tmp_path / "memory.json"))
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "memory.json").read_text())
     short, long = result["rows"]
@@ -117,7 +117,7 @@ def test_synthetic_fill_continues_like_a_real_text() -> None:
     import llama_cpp
 
     from restkv_local import Engine
-    from restkv_local.cli.stock import FILL_BLOCK, StockCache
+    from restkv_local.bench.stock import FILL_BLOCK, StockCache
 
     engine = Engine(n_ctx=512)
     tokens = prose_tokens(FILL_BLOCK + 8, engine.tokenize)

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from restkv_local import bandwidth, random_gguf
+from restkv_local.bench import bandwidth, speed
+from restkv_local.bench import device as device_bench
 from restkv_local.check.devices import Device
-from restkv_local.cli import device_bench, speed
-from restkv_local.cli.bench import main
+from restkv_local.cli.bench.main import main
 from restkv_local.errors import ConfigError
-from restkv_local.shapes import SHAPES, bytes_per_cell, data_bytes
+from restkv_local.models import random_gguf
+from restkv_local.models.shapes import SHAPES, bytes_per_cell, data_bytes
 
 TINY = SHAPES["tiny"]
 BUDGET, RESERVE, TEXT = 256, 128, 1024

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 import devices
 import models
 from evicting import Evicting
-from restkv_local import Engine, fitting
+from restkv_local import Engine
 from restkv_local.check.devices import Device
 from restkv_local.config import DEVICE_MARGIN, EvictConfig
-from restkv_local.construct import probe_model
-from restkv_local.device_plan import (
+from restkv_local.engine.construct import probe_model
+from restkv_local.engine.facts import memory_of
+from restkv_local.errors import ConfigError, ModelError
+from restkv_local.models.shapes import SHAPES, bytes_per_cell
+from restkv_local.plan import fitting
+from restkv_local.plan.devices import (
     HOST,
     GraphMemory,
     Weights,
@@ -26,10 +30,7 @@ from restkv_local.device_plan import (
     read_weights,
     split_layers,
 )
-from restkv_local.errors import ConfigError, ModelError
-from restkv_local.facts import memory_of
-from restkv_local.plan import MemoryPlan, Probe
-from restkv_local.shapes import SHAPES, bytes_per_cell
+from restkv_local.plan.memory import MemoryPlan, Probe
 from test_plan import PROBE, plan
 
 GIB = 1 << 30

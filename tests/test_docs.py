@@ -99,7 +99,7 @@ def test_help_does_not_depend_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -
 def test_method_table_is_that_of_the_library() -> None:
     from restkv_local import native
     from restkv_local.config import METHODS
-    from restkv_local.methods import TRAITS
+    from restkv_local.plan.methods import TRAITS
 
     rows = _settings.native_methods()
     assert [(row.name, row.summary) for row in rows] == native.methods()
@@ -221,8 +221,9 @@ def test_named_tests_exist(page: Path) -> None:
 
 def parse(words: list[str]) -> None:
     """Check one command line with the parser of its program."""
-    from restkv_local.cli import bench, chat
-    from restkv_local.cli import eval as evaluation
+    from restkv_local.cli.bench import main as bench
+    from restkv_local.cli.chat import main as chat
+    from restkv_local.cli.eval import main as evaluation
 
     if words[:2] == ["python3", "tools/chat.py"]:
         words = ["restkv-chat", *words[2:]]
@@ -256,8 +257,9 @@ def test_commands_are_known(page: Path) -> None:
 
 
 def test_lone_options_are_known() -> None:
-    from restkv_local.cli import bench, chat
-    from restkv_local.cli import eval as evaluation
+    from restkv_local.cli.bench import main as bench
+    from restkv_local.cli.chat import main as chat
+    from restkv_local.cli.eval import main as evaluation
 
     groups = (chat.main, bench.main, evaluation.main)
     programs = [*groups, *(command for group in groups for command in group.commands.values())]
@@ -307,7 +309,7 @@ def test_arguments_of_engine_are_all_told() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/engine.md"])
 def test_python_examples_run(page: str, tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """README's whole example on a short text; of engine.md those that need no other model or long answer."""
-    from restkv_local.cli.text import prose
+    from restkv_local.bench.prose import prose
 
     (tmp_path / "book.txt").write_text(f"{prose(200)} The captain is Anna.", encoding="utf-8")
     monkeypatch.chdir(tmp_path)

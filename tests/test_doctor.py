@@ -25,8 +25,8 @@ from cli_fake import FakeEngine
 from restkv_local import native
 from restkv_local.check import Device, DeviceCheck, StageCheck, check_device, devices, first_load, stages
 from restkv_local.check.cases import MOVES, SCORES, TYPES, arrays_of, pack, rows_of
-from restkv_local.cli import chat
-from restkv_local.cli import doctor as doctor_module
+from restkv_local.cli.chat import main as chat
+from restkv_local.cli.doctor import command as doctor_module
 from restkv_local.config import CHECK_ERROR_MAX
 from restkv_local.errors import ConfigError, EvictionError, ModelError
 from test_rpc import HERE, free_port, join, wait_for
@@ -213,7 +213,7 @@ def test_doctor_measures_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         run: dict[str, Any] = found["runs"][0]
         return run
 
-    monkeypatch.setattr("restkv_local.cli.speed.peak_of_child", peak)
+    monkeypatch.setattr("restkv_local.bench.speed.peak_of_child", peak)
     grown = doctor_module._memory(lambda text: None)
     assert grown["verdict"] == "mismatch" and "grew by 0.0%" in grown["reason"]
     monkeypatch.setenv("RESTKV_MODEL", "/nowhere.gguf")

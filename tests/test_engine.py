@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from restkv_local import prefill
 from restkv_local.config import EvictConfig
+from restkv_local.engine import prefill
 from restkv_local.errors import (
     Cancelled,
     ConfigError,
@@ -185,7 +185,7 @@ def test_guide_comes_from_the_chat(smollm2: Path) -> None:
 
 
 def test_question_of_a_chat() -> None:
-    from restkv_local.options import last_question
+    from restkv_local.engine.options import last_question
 
     parts = [{"type": "text", "text": "One"}, {"type": "image_url", "image_url": "x"}, {"type": "text", "text": "two"}]
     chat: list[dict[str, Any]] = [{"role": "user", "content": "Zero"}, {"role": "user", "content": parts}]
@@ -229,7 +229,7 @@ def test_impossible_settings_are_refused_before_loading(
     def load(*_args: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("restkv_local.core.construct", load)
+    monkeypatch.setattr("restkv_local.engine.core.construct", load)
     with pytest.raises(ConfigError, match=message):
         Engine(smollm2, **settings)
 
@@ -401,7 +401,7 @@ def test_calls_of_two_threads_queue(small: Engine, tokens: list[int]) -> None:
 def test_own_unfinished_stream_is_an_error_not_a_deadlock(
     small: Engine, tokens: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("restkv_local.queueing.OWN_STREAM_WAIT", 0.05)
+    monkeypatch.setattr("restkv_local.engine.queueing.OWN_STREAM_WAIT", 0.05)
     stream = small.generate(tokens[:20], temp=0.0)
     next(stream)
     with pytest.raises(RestkvError, match="still being streamed"):
@@ -618,7 +618,7 @@ def test_peak_memory_does_not_know_the_context(smollm2: Path) -> None:
         "import sys\n"
         "sys.path[:] = filter(None, sys.path)\n"  # not the checkout, which has no library
         "from restkv_local import Engine, EvictConfig\n"
-        "from restkv_local.cli.memory import peak_rss_bytes\n"
+        "from restkv_local.bench.process import peak_rss_bytes\n"
         "e = Engine(sys.argv[1], n_ctx=int(sys.argv[2]), evict=EvictConfig(budget=96, reserve=160), n_threads=1)\n"
         "t = e.tokenize(sys.argv[3].encode())\n"
         "e.eval((t * 4)[: int(sys.argv[4])])\n"

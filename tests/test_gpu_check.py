@@ -109,7 +109,7 @@ def test_layers_that_fit(free: int, disk: int, layers: int) -> None:
 
 
 def test_size_of_a_layer_is_that_of_the_shape() -> None:
-    from restkv_local.shapes import SHAPES, bytes_per_cell, data_bytes
+    from restkv_local.models.shapes import SHAPES, bytes_per_cell, data_bytes
 
     shape = SHAPES[_check_steps._SHAPE]
     one, two = (data_bytes(shape, n, _check_steps._TYPE) for n in (1, 2))

@@ -17,10 +17,11 @@ import pytest
 import devices
 import models
 from evicting import Evicting
-from restkv_local import Engine, kernels, native
-from restkv_local.allocation import share_out
+from restkv_local import Engine, native
 from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError, ModelError
+from restkv_local.native import kernels
+from restkv_local.plan.allocation import share_out
 from restkv_local.reference.inputs import prepare
 from score_cases import assert_same_sets, assert_scores_close, gapped_positions, random_arrays
 from stock import llama_module

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import restkv_local
-from restkv_local import library
+from restkv_local.native import location
 
 PACKAGE = Path(restkv_local.__file__ or "").parent
 
 
 def _run(program: str, *, cwd: Path | None = None, **changes: str) -> subprocess.CompletedProcess[str]:
     """A program in a fresh interpreter that has not been told where a library is, but by `changes`."""
-    environment = {name: value for name, value in os.environ.items() if name != library.BINDINGS_VARIABLE}
+    environment = {name: value for name, value in os.environ.items() if name != location.BINDINGS_VARIABLE}
     environment.setdefault("PYTHONPATH", str(PACKAGE.parent))
     return subprocess.run(
         [sys.executable, "-c", program], env=environment | changes, cwd=cwd, capture_output=True, text=True
@@ -31,7 +31,7 @@ def test_llama_cpp_after_the_package_runs_on_its_library() -> None:
         "import restkv_local\n"
         "import llama_cpp\n"
         "from restkv_local import Engine\n"
-        "from restkv_local.library import library_dir\n"
+        "from restkv_local.native.location import library_dir\n"
         "import os; assert os.path.samefile(os.path.dirname(llama_cpp.llama_cpp._lib._name), library_dir())\n"
         "print(issubclass(Engine, llama_cpp.Llama))"
     )
@@ -42,9 +42,9 @@ def test_llama_cpp_after_the_package_runs_on_its_library() -> None:
 @pytest.mark.usefixtures("native")
 def test_llama_cpp_before_the_package_with_another_library(tmp_path: Path) -> None:
     other = tmp_path / "other"
-    shutil.copytree(library.library_dir(), other)
+    shutil.copytree(location.library_dir(), other)
     program = "import llama_cpp\nimport restkv_local\nrestkv_local.Engine"
-    done = _run(program, **{library.BINDINGS_VARIABLE: str(other)})
+    done = _run(program, **{location.BINDINGS_VARIABLE: str(other)})
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"restkv_local.errors.LibraryError: llama_cpp is already imported with {other}")
@@ -53,7 +53,7 @@ def test_llama_cpp_before_the_package_with_another_library(tmp_path: Path) -> No
 
 def test_the_reference_needs_no_library(tmp_path: Path) -> None:
     program = "import os, restkv_local.reference\nprint(os.environ.get('LLAMA_CPP_LIB_PATH'))"
-    done = _run(program, **{library.PATH_VARIABLE: str(tmp_path)})
+    done = _run(program, **{location.PATH_VARIABLE: str(tmp_path)})
     assert (done.stdout, done.stderr) == ("None\n", "")
 
 
@@ -63,7 +63,7 @@ def test_sources_find_the_library_of_the_package_that_they_shadow(tmp_path: Path
     checkout, site = tmp_path / "checkout", tmp_path / "site"
     skip = shutil.ignore_patterns("lib", "__pycache__")
     shutil.copytree(PACKAGE, checkout / "restkv_local", ignore=skip)
-    shutil.copytree(library.library_dir(), site / "restkv_local" / "lib")
+    shutil.copytree(location.library_dir(), site / "restkv_local" / "lib")
     about = site / "restkv_local-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: restkv-local\nVersion: 1\n")
@@ -72,7 +72,7 @@ def test_sources_find_the_library_of_the_package_that_they_shadow(tmp_path: Path
         "from restkv_local import native\n"
         "print(restkv_local.__file__, native.library_dir(), native.lib().restkv_abi_version() > 0)"
     )
-    done = _run(program, cwd=checkout, PYTHONPATH=str(site), **{library.PATH_VARIABLE: ""})
+    done = _run(program, cwd=checkout, PYTHONPATH=str(site), **{location.PATH_VARIABLE: ""})
     assert done.stderr == ""
     expected = f"{checkout / 'restkv_local' / '__init__.py'} {site / 'restkv_local' / 'lib'} True\n"
     assert done.stdout == expected
@@ -82,7 +82,7 @@ def test_a_checkout_without_any_library_says_what_to_do(tmp_path: Path) -> None:
     skip = shutil.ignore_patterns("lib", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "restkv_local", ignore=skip)
     program = "import sys; sys.path[1:] = [p for p in sys.path[1:] if 'site-packages' not in p]\n"
-    program += "from restkv_local import library\nlibrary.library_dir()"
-    done = _run(program, cwd=tmp_path, PYTHONPATH="", **{library.PATH_VARIABLE: ""})
+    program += "from restkv_local import native\nnative.library_dir()"
+    done = _run(program, cwd=tmp_path, PYTHONPATH="", **{location.PATH_VARIABLE: ""})
     assert done.returncode == 1
     assert f"there is no llama library in {tmp_path / 'restkv_local' / 'lib'}: run 'pip install .'" in done.stderr

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from restkv_local import interrupts
-from restkv_local.cli import chat
+from restkv_local.cli.chat import main as chat
 from restkv_local.errors import Cancelled
+from restkv_local.native import interrupts
 
-ROOT = Path(chat.__file__).resolve().parents[2]
+ROOT = Path(chat.__file__).resolve().parents[3]
 FAKE = Path(__file__).with_name("cli_fake.py")
 
 # A C function that calls back into Python, where Ctrl-C comes: what is raised there is dropped by ctypes.
@@ -131,7 +131,7 @@ def test_each_program_ends_with_130(program: str, arguments: list[str], tmp_path
     """An engine that is interrupted while it loads, as the real one then raises."""
     code = f"""
 import signal
-from restkv_local.cli.{program} import main
+from restkv_local.cli.{program}.main import main
 def load(*arguments, **options):
     signal.raise_signal(signal.SIGINT)
 main(obj={{"engine": load}})
@@ -181,7 +181,7 @@ class Press(logging.Handler):
 logger = logging.getLogger("restkv_local.llama")
 logger.setLevel(logging.DEBUG)
 logger.addHandler(Press())
-from restkv_local.cli.chat import main
+from restkv_local.cli.chat.main import main
 main()
 """
     done = _run(code, "--ask", "Hello", "--max-tokens", "2", "--context", "1024")
@@ -191,7 +191,8 @@ main()
 @pytest.mark.usefixtures("native")
 def test_real_load_stops_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights are not read to their end."""
-    from restkv_local import Engine, construct
+    from restkv_local import Engine
+    from restkv_local.engine import construct
 
     asked: list[float] = []
 

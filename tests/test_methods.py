@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from restkv_local.config import METHODS, EvictConfig
 from restkv_local.errors import ConfigError
-from restkv_local.ladder import Ladder, plan_ladder
-from restkv_local.methods import TRAITS
+from restkv_local.plan.ladder import Ladder, plan_ladder
+from restkv_local.plan.methods import TRAITS
 from restkv_local.reference import score, score_lean
 from score_cases import SCORES, assert_same_sets, assert_scores_close, random_arrays, score_function
 

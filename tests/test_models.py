@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from restkv_local import models
 from restkv_local.errors import ModelError
+from restkv_local.models import files as models
 
 
 def header(version: int = 3, tensors: int = 1) -> bytes:

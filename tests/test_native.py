@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restkv_local import kernels, library, native
+from restkv_local import native
 from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError, EvictionError, LibraryError, ModelError
+from restkv_local.native import kernels
 from restkv_local.reference import score, score_lean
 from restkv_local.reference.select import select
 from score_cases import assert_same_sets, assert_scores_close, gapped_positions, native_missing, random_arrays
@@ -81,7 +82,7 @@ def test_mirror_has_every_field_and_function_of_the_header() -> None:
         fields = re.findall(r"(\w+)(?:\[\w+\])?;", body[1])
         assert fields == [field for field, *_ in structure._fields_]
     functions = re.findall(r"^RESTKV_API .*?(restkv_\w+)\(", text, re.M)
-    assert functions == list(native._SIGNATURES)
+    assert functions == list(native.SIGNATURES)
     assert f"#define RESTKV_ABI_VERSION {native.ABI_VERSION}\n" in HEADER.read_text()
     enums = dict(re.findall(r"RESTKV_(\w+)\s*= (\d+),", text))
     assert [int(enums[f"POOLING_{name}"]) for name in ("NONE", "AVG", "MAX", "ADAPTIVE")] == list(
@@ -105,7 +106,7 @@ def fresh_loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_import_loads_nothing() -> None:
     program = (
-        "import sys, restkv_local.native, restkv_local.kernels\n"
+        "import sys, restkv_local.native, restkv_local.native.kernels\n"
         "assert 'llama_cpp' not in sys.modules and 'torch' not in sys.modules\n"
         "print(restkv_local.native.lib.cache_info().currsize)"
     )
@@ -159,7 +160,7 @@ def test_llama_cpp_with_another_library(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(LibraryError, match="llama_cpp is already imported with /somewhere/libllama.so"):
         native.library_dir()
     (tmp_path / "link").symlink_to(tmp_path)
-    bindings._lib._name = str(tmp_path / "link" / library.library_file(tmp_path).name)  # type: ignore[union-attr]
+    bindings._lib._name = str(tmp_path / "link" / native.location.library_file(tmp_path).name)  # type: ignore[union-attr]
     assert native.library_dir() == tmp_path
 
 

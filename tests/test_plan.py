@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restkv_local import machine
 from restkv_local.config import CELL_PAD, GUIDE_MAX, EvictConfig, parse_size
 from restkv_local.errors import ConfigError, ModelError
-from restkv_local.plan import VERIFIED, MemoryPlan, Probe, plan_memory
+from restkv_local.plan import machine
+from restkv_local.plan.memory import VERIFIED, MemoryPlan, Probe, plan_memory
 
 PATH = Path("model.gguf")
 PROBE = Probe(

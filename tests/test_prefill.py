@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from restkv_local.prefill import tail_from
+from restkv_local.engine.prefill import tail_from
 
 PIECES = [b"book", b".", b"\n\n", b"Who", b" is", b" it", b"?", b"<end>", b"\n", b"<bot>"]
 

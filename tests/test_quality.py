@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import _quality
-from restkv_local.cli import eval as program
+from restkv_local.cli.eval import main as program
 from restkv_local.eval.variant import parse_variants
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cli_fake import FakeEngine
-from restkv_local.cli.documents import Document
-from restkv_local.cli.session import Session
-from restkv_local.cli.worker import Event, Mailbox, Piece, Progress
+from restkv_local.cli.chat.session import Session
+from restkv_local.cli.chat.worker import Event, Mailbox, Piece, Progress
+from restkv_local.engine.documents import Document
 
 Draw = Callable[[Event | None], None]
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from restkv_local import random_gguf
-from restkv_local.cli.bench import main
+from restkv_local.cli.bench.main import main
 from restkv_local.errors import ConfigError
-from restkv_local.shapes import BLOCKS, SHAPES, bytes_per_cell, data_bytes, n_weights, rope_factors, tensors
+from restkv_local.models import random_gguf
+from restkv_local.models.shapes import BLOCKS, SHAPES, bytes_per_cell, data_bytes, n_weights, rope_factors, tensors
 
 # As the model cards count them, in billions.
 PUBLISHED = {

@@ -11,9 +11,9 @@ import pytest
 
 import models
 from evicting import Evicting
-from restkv_local.allocation import share_out
 from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError, ModelError
+from restkv_local.plan.allocation import share_out
 from restkv_local.reference.model import ReferenceEngine
 from stock import Stock, llama_module
 from test_parity import NEAR, SAME, check_logits, overlap, prompt

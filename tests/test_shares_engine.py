@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from restkv_local import ConfigError, Engine, EvictConfig
-from restkv_local.allocation import share_out
 from restkv_local.config import CELL_PAD, ONE_BUDGET
-from restkv_local.plan import MemoryPlan, Probe, plan_memory
+from restkv_local.plan.allocation import share_out
+from restkv_local.plan.memory import MemoryPlan, Probe, plan_memory
 from test_engine import TEXT, answer
 
 BUDGET, RESERVE = 96, 160

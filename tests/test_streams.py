@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from restkv_local.cli import bench, chat
+from restkv_local.cli.bench import main as bench
+from restkv_local.cli.chat import main as chat
 
-ROOT = Path(chat.__file__).resolve().parents[2]
+ROOT = Path(chat.__file__).resolve().parents[3]
 FAKE = Path(__file__).with_name("cli_fake.py")
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")

@@ -93,7 +93,7 @@ def _read(layers: int, way: Literal["graph", "host", "fused"], cells: int, n_tok
     import numpy as np
 
     from restkv_local import Engine, EvictConfig
-    from restkv_local.cli.text import prose_tokens
+    from restkv_local.bench.prose import prose_tokens
 
     evict = EvictConfig(budget=cells, reserve=cells, stages=way)
     model = Engine(n_ctx=n_tokens + 2 * ANSWER, evict=evict, n_gpu_layers=layers)

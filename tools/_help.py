@@ -10,7 +10,7 @@ WIDTH = 80
 
 def chat() -> str:
     """Help of restkv-chat and of its sub-commands."""
-    from restkv_local.cli.chat import main
+    from restkv_local.cli.chat.main import main
 
     parts = [_help(main, "restkv-chat")]
     for name, command in sorted(main.commands.items()):
@@ -20,7 +20,7 @@ def chat() -> str:
 
 def chat_commands() -> str:
     """Table of what can be typed in a conversation."""
-    from restkv_local.cli.commands import COMMANDS
+    from restkv_local.cli.chat.commands import COMMANDS
 
     rows = [f"| `{f'{name} {command.argument}'.strip()}` | {command.summary} |" for name, command in COMMANDS.items()]
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
@@ -28,7 +28,7 @@ def chat_commands() -> str:
 
 def bench() -> str:
     """Help of restkv-bench and of each of its commands."""
-    from restkv_local.cli.bench import main
+    from restkv_local.cli.bench.main import main
 
     parts = [_help(main, "restkv-bench")]
     for name, command in sorted(main.commands.items()):
@@ -39,7 +39,7 @@ def bench() -> str:
 
 def evaluation() -> str:
     """Help of restkv-eval and of each of its commands."""
-    from restkv_local.cli.eval import main
+    from restkv_local.cli.eval.main import main
 
     parts = [_help(main, "restkv-eval")]
     for name, command in sorted(main.commands.items()):

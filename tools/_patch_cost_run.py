@@ -79,7 +79,7 @@ def main(gpu_layers: int, threads: int, path: str) -> None:
 
         # The package alone, so that the library under test stays the one that is loaded.
         assert find_spec("restkv_local")
-        from restkv_local.models import embedded_path
+        from restkv_local.models.files import embedded_path
 
         path = str(embedded_path())
     llama.llama_backend_init()

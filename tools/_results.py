@@ -67,7 +67,7 @@ def needle() -> str:
     result = load("needle")
     if result is None:
         return _missing("needle")
-    from restkv_local.cli.needle import COLUMNS, table_row
+    from restkv_local.cli.bench.needle import COLUMNS, table_row
 
     rows = [table_row(row) for row in result["rows"]]
     settings = result["settings"]
@@ -127,7 +127,7 @@ def _origin(result: dict[str, Any], name: str) -> str:
 
 def _command(result: dict[str, Any], name: str) -> str:
     """The command line that the settings of a result say: every option that differs from its default."""
-    from restkv_local.cli.bench import main
+    from restkv_local.cli.bench.main import main
 
     words = shlex.split(COMMANDS[name])[:2]
     settings = result.get("settings", {})
@@ -165,6 +165,6 @@ def _range(row: dict[str, Any], name: str, digits: int = 1) -> str:
 
 
 def _size(bytes_: float) -> str:
-    from restkv_local.machine import size
+    from restkv_local.plan.machine import size
 
     return size(bytes_)

@@ -81,7 +81,7 @@ def native_methods() -> list[Method]:
 def methods() -> str:
     """Table of all methods."""
     from restkv_local.config import H2O_QUERIES
-    from restkv_local.methods import TRAITS
+    from restkv_local.plan.methods import TRAITS
 
     rows = ["| method | what it keeps | looks at | pooling | memory | time | from |", "|---|---|---|---|---|---|---|"]
     for method in native_methods():
@@ -132,7 +132,7 @@ def limits() -> str:
 
 def families() -> str:
     """The model families that are evicted without being asked twice."""
-    from restkv_local.plan import VERIFIED
+    from restkv_local.plan.memory import VERIFIED
 
     return ", ".join(f"`{name}`" for name in VERIFIED) + "."
 

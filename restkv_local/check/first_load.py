@@ -14,9 +14,10 @@ from typing import Any
 
 import platformdirs
 
-from .. import interrupts, native
+from .. import native
 from .._version import __version__
-from ..library import library_dir
+from ..native import interrupts
+from ..native.location import library_dir
 from .devices import Device, devices
 from .result import DeviceCheck
 from .stages import check_device

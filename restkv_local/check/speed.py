@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import kernels, native
+from .. import native
 from ..errors import EvictionError, ModelError
+from ..native import kernels
 from ..reference.inputs import prepare
 from .result import DeviceSpeed
 

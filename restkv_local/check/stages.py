@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import kernels, native
+from .. import native
 from ..config import CHECK_ERROR_MAX, CHECK_SETS_MIN
 from ..errors import EvictionError, ModelError
+from ..native import kernels
 from ..reference.inputs import ScoreInputs, Scores, prepare
 from ..reference.select import reduce_heads
 from .cases import MOVES, SCORES, TYPES, Arrays, MoveCase, ScoreCase, arrays_of, rows_of

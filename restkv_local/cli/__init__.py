@@ -1,1 +1,1 @@
-"""The programs: `restkv-chat` (chat.py) and `restkv-bench` (bench.py)."""
+"""The programs `restkv-chat`, `restkv-bench` and `restkv-eval`: each has a folder and begins in its main.py."""

@@ -24,7 +24,7 @@ from ..config import (
     parse_budget,
 )
 from ..errors import ConfigError
-from ..gpus import DEVICES_MAX, gpu_options
+from ..plan.gpus import DEVICES_MAX, gpu_options
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SEED_MAX = 2**32 - 1  # llama.cpp samplers take 32 bits
@@ -189,11 +189,11 @@ def write_json(file: Path | None, result: dict[str, Any]) -> None:
 
 
 def engine_class(ctx: click.Context) -> Callable[..., Any]:
-    """The engine to run: the one handed over as `obj={"engine": ...}`, else `restkv_local.engine.Engine`."""
+    """The engine to run: the one handed over as `obj={"engine": ...}`, else `restkv_local.engine.engine.Engine`."""
     if isinstance(ctx.obj, dict) and "engine" in ctx.obj:
         given: Callable[..., Any] = ctx.obj["engine"]
         return given
-    from ..engine import Engine
+    from ..engine.engine import Engine
 
     return Engine
 

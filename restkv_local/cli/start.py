@@ -22,7 +22,7 @@ def evaluation() -> None:
 
 def _run(module: str) -> None:
     try:
-        main = importlib.import_module(f".{module}", __package__).main
+        main = importlib.import_module(f".{module}.main", __package__).main
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # as program.EXIT_STOPPED, which is not imported yet
     main()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DEFAULT_BATCH, EvictConfig
-from ..gpus import gpu_options
+from ..plan.gpus import gpu_options
 from .variant import FULL, Variant
 
 Engine = Any

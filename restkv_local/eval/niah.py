@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from ..cli.text import sentences
+from ..bench.prose import sentences
 from ..errors import ConfigError
 from .sample import CountTokens, Sample
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..config import DEFAULT_BATCH, EVAL_STATE_BYTES
-from ..machine import free_memory
+from ..plan.machine import free_memory
 from .grid import Grid, Setting, StateKind, cache_record, model_record, state_kind
 from .origin import device, versions
 from .prompt import Tokens, shared_length

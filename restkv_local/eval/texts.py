@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cli.documents import read_document
-from ..cli.text import prose
+from ..bench.prose import prose
+from ..engine.documents import read_document
 from ..errors import ConfigError
 from .prompt import Tokens, as_tokens
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..allocation import ada_shares
 from ..config import EvictConfig
 from ..errors import EvictionError
+from ..plan.allocation import ada_shares
 from .cache import LayerCache
 from .inputs import Float32
 from .scores import score

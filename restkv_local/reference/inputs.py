@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..allocation import pyramid_published
 from ..errors import ConfigError
+from ..plan.allocation import pyramid_published
 from .params import ScoreParams, parse_params
 
 Float32 = npt.NDArray[np.float32]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..allocation import Shares, share_out
 from ..config import EvictConfig
 from ..errors import ConfigError, EvictionError
-from ..ladder import plan_ladder
+from ..plan.allocation import Shares, share_out
+from ..plan.ladder import plan_ladder
 from .cache import LayerCache
 from .evict import Place, survivors
 from .forward import Transformer

@@ -25,8 +25,8 @@ from ..config import (
     one_of,
 )
 from ..errors import ConfigError
-from ..ladder import Ladder, plan_ladder
-from ..methods import TRAITS, Traits
+from ..plan.ladder import Ladder, plan_ladder
+from ..plan.methods import TRAITS, Traits
 from .aliases import translate
 
 # Methods of the literature that are a method and an allocation: how ScoreParams spells them.
@@ -59,17 +59,18 @@ class ScoreParams:
     rows: as of `EvictConfig`; also "sum", not divided by the number of rows, for the indicators that are attention.
     official_mask: method "h2o": queries before the window see every cell, later ones too, as in the published ReST-KV
         code; False: no query looks ahead. The engine never lets one.
-    start_size, span, overlap, num_layers, cursor: the ladder of method "lacache" (restkv_local.ladder).
+    start_size, span, overlap, num_layers, cursor: the ladder of method "lacache" (restkv_local.plan.ladder).
     attn_scale: factor of the attention logits; None or 0: 1 / sqrt(head size).
     softcap: logits become softcap * tanh(logits / softcap); 0: they stay.
     n_tail: last cells that are not scored, at least `window`; None: `window`. More than that when a guide follows the
         window: its queries are the last rows (fewer than `window` may be left then), its cells take part in the softmax
         and are no candidates.
-    allocation: how the budget is shared out (restkv_local.allocation). "pyramid": layer `layer_idx` of `num_layers`
-        gets its share as ReST-KV publishes it, with the divisor `beta`; "pyramidkv": as PyramidKV does; the shares
-        count past cells, the window comes on top. "ada": the heads of the layer share, `floor` of each share is fixed,
-        `normalize` makes heads with scores spread thin yield, and none gets more than `most` past cells; "adakv": as
-        published, where rounding may change the total. Sets are then of different sizes: -1 pads the shorter ones.
+    allocation: how the budget is shared out (restkv_local.plan.allocation). "pyramid": layer `layer_idx` of
+        `num_layers` gets its share as ReST-KV publishes it, with the divisor `beta`; "pyramidkv": as PyramidKV does;
+        the shares count past cells, the window comes on top. "ada": the heads of the layer share, `floor` of each share
+        is fixed, `normalize` makes heads with scores spread thin yield, and none gets more than `most` past cells;
+        "adakv": as published, where rounding may change the total. Sets are then of different sizes: -1 pads the
+        shorter ones.
     use_pyramid: the published name of allocation "pyramid".
     n_select: past cells that survive, when they are not budget - window: the share of a layer.
     mean_rows: the mean of the attention over the window's rows, not its sum (method "snapkv"); no order changes.

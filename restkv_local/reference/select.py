@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..allocation import ada_published, ada_shares, pad_sets
+from ..plan.allocation import ada_published, ada_shares, pad_sets
 from .inputs import Float32, Int32, ScoreInputs
 
 

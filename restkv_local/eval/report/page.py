@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ...machine import size
+from ...plan.machine import size
 from ..results import Record
 from ..stats import mean_of
 from ..summary import SHARES, Row, rows, setting_key

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ...machine import size
+from ...plan.machine import size
 from ..results import Record
 from ..stats import Mean
 from ..summary import LOWER, Row, rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from ...cli.text import sentences
+from ...bench.prose import sentences
 from ..files import read_text
 
 # Of the pass key task of Mohtashami and Jaggi (2023), as RULER repeats it.

@@ -1,0 +1,1 @@
+"""What the benchmarks measure. Draws nothing; the command lines are in cli/bench."""

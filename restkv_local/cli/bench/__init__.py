@@ -1,0 +1,1 @@
+"""restkv-bench: options and tables of what restkv_local.bench measures."""

@@ -1,0 +1,180 @@
+"""restkv-chat: talk with a GGUF model about texts far longer than its KV cache."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from ..._version import __version__
+from ...config import EvictConfig
+from ...engine.documents import STDIN, read_document
+from ...errors import ConfigError
+from ..doctor.command import doctor
+from ..failure import one_line
+from ..options import CONTEXT_SETTINGS, EngineSettings, engine_class, engine_options
+from ..program import EXIT_STOPPED, Program
+from .commands import SUMMARIES, WITH_PATH, Leave, execute
+from .figures import turn_object
+from .session import Sampling, Session, Turn
+from .ui import UI
+from .worker import Mailbox
+
+_EPILOG = (
+    "Without --ask, a terminal starts a conversation (/help there), and anything else on standard input is the "
+    "question. Try: restkv-chat --file book.txt --ask 'Who is the captain?'"
+)
+
+
+@click.group(
+    cls=Program, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG, invoke_without_command=True,
+    subcommand_metavar="[doctor ...]",
+)
+@engine_options()
+@click.option("--temp", type=click.FloatRange(min=0.0), default=None, help="Temperature of sampling; 0: the likeliest.")
+@click.option("--system", metavar="TEXT", default=None, help="System prompt.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=None, help="Longest answer. No limit when not given.")
+@click.option(
+    "--file", "files", metavar="PATH", multiple=True,
+    help="A text to put before the question; - for standard input. Repeatable. Read guided unless --prefill says else.",
+)
+@click.option("--ask", metavar="TEXT", default=None, help="Answer this and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the answer's text.")
+@click.version_option(__version__)
+@click.pass_context
+def main(
+    ctx: click.Context,
+    /,
+    settings: EngineSettings,
+    temp: float | None,
+    system: str | None,
+    max_tokens: int | None,
+    files: tuple[str, ...],
+    ask: str | None,
+    as_json: bool,
+) -> None:
+    """Talk with a GGUF model in a KV cache of fixed size.
+
+    The answer goes to standard output; progress and figures go to standard error.
+    """
+    if ctx.invoked_subcommand is not None:
+        _refuse_options(ctx)
+        return
+    interactive = ask is None and sys.stdin.isatty()
+    if interactive and as_json:
+        raise click.UsageError("--json needs a question: add --ask TEXT or pipe one in")
+    if ask is None and STDIN in files:
+        raise click.UsageError("--file - takes standard input, so the question needs --ask TEXT")
+    if files.count(STDIN) > 1:
+        raise click.UsageError("--file - can be given once: standard input ends")
+    if ask is not None and not ask.strip():
+        raise click.UsageError("--ask is empty; give a question")
+    guided = settings.prefill is None and (bool(files) or interactive)
+    documents = [read_document(path) for path in files]
+    question = ask if ask is not None else "" if interactive else _piped_question()
+
+    ui = UI(quiet=as_json)
+    mailbox = Mailbox()
+    engine = _load(settings, engine_class(ctx), mailbox, guided=guided)
+    try:
+        for event in mailbox.rest():
+            ui.draw(event)
+        if settings.model is None:
+            ui.notice(f"no --model given: the embedded model answers ({engine.report().model})")
+        session = Session(engine, mailbox, Sampling(temp, settings.seed, max_tokens), system, documents)
+        if interactive:
+            _converse(session, ui)
+        else:
+            turn = _turn(session, ui, question)
+            if as_json:
+                click.echo(json.dumps(turn_object(turn), ensure_ascii=False))
+            if turn.stopped:
+                raise SystemExit(EXIT_STOPPED)
+    finally:
+        engine.close()
+
+
+def _refuse_options(ctx: click.Context) -> None:
+    """A sub-command takes its own options: one before its name would do nothing."""
+    for parameter in ctx.command.params:
+        if parameter.name and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[-1]} does not belong to {ctx.invoked_subcommand}; leave it out")
+
+
+main.add_command(doctor)
+
+
+def _load(settings: EngineSettings, engine: Callable[..., Any], mailbox: Mailbox, *, guided: bool) -> Any:
+    """The engine. guided: read with the question as guide, where model and settings allow it. That is the way for
+    documents, and in a conversation one may come at any time."""
+
+    def make(evict: EvictConfig) -> Any:
+        callbacks = {"on_progress": mailbox.progress, "on_notice": mailbox.notice}
+        return settings.load(engine, evict=evict, n_ctx=settings.context, **callbacks)
+
+    if not guided:
+        return make(settings.evict())
+    try:
+        return make(settings.evict(prefill="guided"))
+    except ConfigError as error:
+        # What is wrong may be the guide or another setting; without a guide the second try tells.
+        made = make(settings.evict())
+        mailbox.notice(f"long texts are read without the question as guide, which loses details: {error}")
+        return made
+
+
+def _piped_question() -> str:
+    return read_document(STDIN).text.strip()
+
+
+def _turn(session: Session, ui: UI, question: str) -> Turn:
+    ui.begin_turn()
+    turn = None
+    try:
+        turn = session.ask(question, ui.draw)
+    finally:
+        ui.end_turn(turn)
+    return turn
+
+
+def _converse(session: Session, ui: UI) -> None:
+    from .prompt import Prompt
+
+    report = session.engine.report()
+    ui.notice(
+        f"{report.model}: context {report.context:,} positions, {report.capacity:,} cells "
+        f"(budget {report.budget:,}); /help lists commands, Ctrl-D leaves"
+    )
+    prompt = Prompt(SUMMARIES, WITH_PATH, ui.notice)
+    while True:
+        try:
+            line = prompt.read()
+        except KeyboardInterrupt:
+            if not prompt.had_text:
+                ui.notice("Ctrl-D leaves")
+            continue
+        except EOFError:
+            return
+        if not line:
+            continue
+        try:
+            with one_line():
+                if line.startswith("/"):
+                    execute(line, session, ui)
+                else:
+                    _turn(session, ui, line)
+        except Leave:
+            return
+        except click.ClickException as error:
+            ui.error(error.format_message())
+        except KeyboardInterrupt:
+            # Between two steps of a turn; inside one it is handled where the engine runs.
+            ui.notice("stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`restkv-chat doctor`."""

@@ -1,0 +1,1 @@
+"""restkv-eval: options and tables of restkv_local.eval."""

@@ -1,0 +1,101 @@
+"""Llama.__init__ without what it does to memory and to the file descriptors of the process."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import native
+from ..errors import EvictionError, ModelError
+from ..models.files import load_failure
+from ..native import interrupts, quiet
+from ..native.binding import LIBRARY, Llama, c, internals, llama_module
+from ..plan.memory import Probe
+
+
+def _goes_on(progress: float, data: object) -> bool:
+    """Asked by llama.cpp while it reads weights, on the thread that loads."""
+    return not interrupts.came()
+
+
+_progress = c.llama_progress_callback(_goes_on)
+
+
+def probe_model(path: Path, type_k: int, type_v: int) -> Probe:
+    """Read what the plan needs from a model file, without its weights. type_k, type_v: ggml types.
+
+    Raises ModelError for a file that llama.cpp cannot load, and Cancelled when Ctrl-C came meanwhile.
+    """
+    quiet.install(c._lib)  # again, in case the host program set a callback of its own since
+    c.llama_backend_init()
+    params = c.llama_model_default_params()
+    params.no_alloc = True
+    params.n_gpu_layers = 0
+    params.load_mode = c.LLAMA_LOAD_MODE_NONE
+    params.progress_callback = _progress
+    with quiet.capture() as log:
+        model = c.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        interrupts.check()
+        raise load_failure(path, log)
+    try:
+        info = native.ModelInfo()
+        native.check(LIBRARY.restkv_model_probe(model, type_k, type_v, ctypes.byref(info)))
+    finally:
+        c.llama_model_free(model)
+    values: dict[str, Any] = {name: getattr(info, name) for name, *_ in native.ModelInfo._fields_}
+    values.update(arch=info.arch.decode(), refusal=info.refusal.decode())
+    return Probe(**values)
+
+
+def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[str, Any]) -> None:
+    """Run Llama.__init__ on an engine. `arm` is called right before the context is created, on the same thread.
+
+    Llama.__init__ redirects the file descriptors 1 and 2 while it loads, and makes a batch of n_batch x n_ctx sequence
+    numbers (256 MiB at 128K). Both come from names of its module, so its code runs here with a namespace of ours,
+    in which those names stand for harmless things: nothing is patched in llama_cpp, and no other Llama is affected.
+    """
+
+    def make_model(**arguments: Any) -> Any:
+        arguments["params"].progress_callback = _progress
+        # verbose=True only means that the file descriptors are left alone
+        return internals.LlamaModel(**{**arguments, "verbose": True})
+
+    def make_context(**arguments: Any) -> Any:
+        interrupts.check()
+        arm()
+        try:
+            return internals.LlamaContext(**arguments)
+        finally:
+            LIBRARY.restkv_disarm()
+
+    def make_batch(**arguments: Any) -> Any:
+        return internals.LlamaBatch(**{**arguments, "n_seq_max": 1})
+
+    parts = types.SimpleNamespace(**vars(internals))
+    parts.LlamaModel, parts.LlamaContext, parts.LlamaBatch = make_model, make_context, make_batch
+    names = {
+        **vars(llama_module),
+        "internals": parts,
+        "suppress_stdout_stderr": lambda disable: contextlib.nullcontext(),
+        "set_verbose": lambda verbose: None,
+    }
+    original = Llama.__init__
+    init = types.FunctionType(original.__code__, names, original.__name__, original.__defaults__, original.__closure__)
+    init.__kwdefaults__ = original.__kwdefaults__
+    with quiet.capture() as log:
+        try:
+            init(engine, str(path), **options)
+        except ValueError as error:
+            interrupts.check()
+            if "Failed to load model" in str(error):
+                raise load_failure(path, log) from None
+            if "Failed to create llama_context" in str(error):
+                reason = LIBRARY.restkv_last_error().decode("utf-8", "replace") or "; ".join(log[-2:])
+                kind = ModelError if "layer" in reason else EvictionError
+                raise kind(f"{path.name}: the cache cannot be made: {reason or 'not enough memory'}") from None
+            raise

@@ -1,0 +1,250 @@
+"""An engine's base: a Llama on an evicting cache, its queue of callers, its facts and its logits."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import native
+from ..check.first_load import trust_devices
+from ..config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig
+from ..errors import RestkvError
+from ..models.files import resolve
+from ..native import interrupts, quiet
+from ..native.binding import LIBRARY, Llama, c
+from ..plan.fitting import fit, graph_memory
+from ..plan.memory import GGML_TYPES, KvType, kv_pair, plan_memory
+from .construct import construct, probe_model
+from .facts import Facts
+from .logits import LogitLog, LogitRows, rows
+from .options import cache_folder, check_options, default_threads
+from .queueing import Queue
+from .report import Eviction, Report, Turn
+
+LOGGER = logging.getLogger("restkv_local")
+
+
+class Core(Llama):  # type: ignore[misc, unused-ignore]
+    """What an engine is, before it reads: see Engine for the arguments."""
+
+    n_tokens: int
+
+    @interrupts.lately
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str] | None = None,
+        n_ctx: int = DEFAULT_CONTEXT,
+        evict: EvictConfig | None = None,
+        *,
+        kv_type: KvType = "f16",
+        on_progress: Callable[[int, int], None] | None = None,
+        on_evict: Callable[[Eviction], None] | None = None,
+        on_notice: Callable[[str], None] | None = None,
+        n_batch: int = DEFAULT_BATCH,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        seed: int = c.LLAMA_DEFAULT_SEED,
+        verbose: bool = False,
+        **llama: Any,
+    ) -> None:
+        evict = evict or EvictConfig()
+        check_options(evict, llama)
+        path = resolve(model_path)
+        types = kv_pair(kv_type)
+        type_k, type_v = GGML_TYPES[types[0]], GGML_TYPES[types[1]]
+        if verbose:
+            quiet.show()
+        self.evict = evict
+        self.guide: str | None = None
+        self.on_progress, self.on_evict, self.on_notice = on_progress, on_evict, on_notice
+        probe = probe_model(path, type_k, type_v)
+        interrupts.check()
+        self.plan = plan_memory(
+            path,
+            probe,
+            n_ctx,
+            evict,
+            kv_type=types,
+            n_batch=n_batch,
+            on_device=n_gpu_layers != 0 and llama.get("offload_kqv", True),
+        )
+        self._arguments: dict[str, Any] = {
+            **llama,
+            "model_path": str(path),
+            "n_ctx": n_ctx,
+            "evict": evict,
+            "kv_type": types,
+            "n_batch": n_batch,
+            "n_threads": n_threads,
+            "n_gpu_layers": n_gpu_layers,
+            "seed": seed,
+            "verbose": verbose,
+        }
+        self._queue = Queue()
+        self._turn = Turn()
+        self._notices: list[str] = []
+        self._log: LogitLog | None = None
+        self._restored: npt.NDArray[np.float32] | None = None
+        self._generating = False
+        self._asked: str | None = None
+        self._pending_reason: str | None = None
+        self._stop = ctypes.c_int32(0)
+        self._facts: Facts | None = None
+
+        threads = n_threads or default_threads()
+        threads_batch = llama.pop("n_threads_batch", None) or n_threads or os.cpu_count() or 1
+        params = None
+        if evict.method != "full":
+            params = native.params_from(
+                evict, budget=self.plan.budget, capacity=self.plan.capacity, n_threads=threads_batch
+            )
+
+        n_gpu_layers, fitted = fit(
+            path, self.plan, n_gpu_layers, llama, lambda device: graph_memory(self.plan, probe, evict, device)
+        )
+        on_device = n_gpu_layers != 0 and llama.get("offload_kqv", True)
+        interrupts.check()
+        wrong = trust_devices() if params is not None and on_device and evict.stages in ("auto", "graph") else []
+
+        def arm() -> None:
+            if params is not None:
+                native.check(LIBRARY.restkv_arm(ctypes.byref(params), str(path).encode(), cache_folder()))
+                native.arm_shares(evict, self.plan.shares)
+
+        try:
+            construct(
+                self,
+                path,
+                arm,
+                {
+                    "swa_full": False,  # sliding windows need their window only
+                    **llama,
+                    "n_ctx": self.plan.context,
+                    "n_batch": self.plan.n_batch,
+                    "n_threads": threads,
+                    "n_threads_batch": threads_batch,
+                    "n_gpu_layers": n_gpu_layers,
+                    "seed": seed,
+                    "type_k": type_k,
+                    "type_v": type_v,
+                    "flash_attn": True,
+                    "verbose": verbose,
+                },
+            )
+            self._seed = seed  # Llama takes 0 for "no seed"
+            self._facts = Facts(self._ctx.ctx, self.plan)
+            self._abort = ctypes.cast(LIBRARY.restkv_abort_on_flag, c.ggml_abort_callback)
+            c.llama_set_abort_callback(self._ctx.ctx, self._abort, ctypes.addressof(self._stop))
+            self._facts.look()
+            if fitted:
+                self._notice(fitted)
+            if wrong and self._facts.backend_reason:  # of a device that holds layers
+                self._notice(f"evictions do not run as graphs where the cache lives: {self._facts.backend_reason}")
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- stopping ------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Stop the prefill or the answer that runs, within one ubatch; it raises Cancelled. Idle: does nothing."""
+        if self._queue.busy:
+            self._stop.value = 1
+
+    def _uncancel(self) -> None:
+        self._stop.value = 0
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[None]:
+        """A whole call in one block, or a part of the call that this thread is in."""
+        outermost = not self._queue.nested
+        with self._queue.hold():
+            self._facts_open  # noqa: B018 (raises when closed)
+            if outermost:
+                self._uncancel()
+            try:
+                yield
+            finally:
+                if outermost:
+                    self._uncancel()
+
+    @interrupts.lately
+    def close(self) -> None:
+        """Free the model and the cache, after what runs has been cancelled; a second call does nothing."""
+        queue, stack = getattr(self, "_queue", None), getattr(self, "_stack", None)
+        if stack is None or queue is None:
+            return
+        if queue.nested:
+            raise RestkvError("close() inside a callback of the engine would free what it works on; use cancel() there")
+        self.cancel()
+        with queue.pause(wait=True):
+            self._facts = None
+            stack.close()
+            queue.release()
+
+    # ---- facts ---------------------------------------------------------------------------------
+
+    @property
+    def _facts_open(self) -> Facts:
+        if self._facts is None:
+            raise RestkvError("this engine is closed; make a new one")
+        return self._facts
+
+    @property
+    def cells(self) -> int:
+        """Cells in use, per layer and KV head; while another thread reads, as of its last chunk."""
+        return self.report().cells
+
+    def kept(self, layer: int, head: int) -> npt.NDArray[np.int32]:
+        """Positions that a KV head of a layer (index in the model) holds, ascending. Raises ConfigError."""
+        with self._call():
+            return self._facts_open.kept(layer, head)
+
+    def report(self) -> Report:
+        """What was evicted, where, how long it took, and the figures of the last turn; while another thread reads,
+        as of its last chunk."""
+        with self._queue.pause() as idle:
+            if idle:
+                self._facts_open.look()
+            return self._facts_open.report(self._turn, self._notices)
+
+    def _notice(self, text: str) -> None:
+        if text not in self._notices:
+            self._announce(text)
+
+    def _announce(self, text: str) -> None:
+        self._notices.append(text)
+        LOGGER.info("%s", text)
+        if self.on_notice is not None:
+            self.on_notice(text)
+
+    # ---- logits --------------------------------------------------------------------------------
+
+    @property
+    def scores(self) -> LogitRows:
+        """Logits by position [position, n_vocab]: of the last token, and of the whole answer under logprobs."""
+        kept = self._log.view() if self._log is not None else None
+        return kept if kept is not None else rows(self._last_logits()[None, :], max(0, self.n_tokens - 1))
+
+    @scores.setter
+    def scores(self, value: object) -> None:
+        """Llama.__init__ makes an array of n_batch x n_vocab here, which nobody reads: let it go."""
+
+    def _last_logits(self) -> npt.NDArray[np.float32]:
+        """A copy of the logits [n_vocab] after the last token; zeros before any was read."""
+        if self._restored is not None:
+            return self._restored.copy()
+        if self._requires_eval:
+            return np.zeros(self._n_vocab, dtype=np.float32)
+        pointer = c.llama_get_logits_ith(self._ctx.ctx, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,)).copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self._arguments)

@@ -1,0 +1,415 @@
+"""The engine: llama_cpp.Llama with a KV cache of fixed size.
+
+Everything that is built on Llama keeps working: chat formats, grammars, tools, streaming, the server. Overridden is
+what assumes that a cache keeps every token (reuse of a prefix, saved states), what cannot be stopped (eval), and what
+costs memory without need (the batch, the array of scores).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Generator, Sequence
+from contextvars import ContextVar
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import native
+from ..config import GUIDE_MAX
+from ..errors import Cancelled, ConfigError, ContextOverflow, EvictionError, RestkvError
+from ..native.binding import LIBRARY, c
+from . import prefill
+from .core import Core
+from .logits import LogitLog
+from .options import last_question
+from .report import Turn
+from .state import EngineState, check_origin, read_blob, write_blob
+
+# The last user message of the chat completion that is being started in this context.
+_question: ContextVar[str | None] = ContextVar("restkv_question", default=None)
+
+_TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
+
+
+def _as_list(tokens: Sequence[int]) -> list[int]:
+    """A list of tokens, which is not copied when it is one: a long prompt is held once."""
+    return tokens if isinstance(tokens, list) else list(tokens)
+
+
+class Engine(Core):
+    """A model in a KV cache of `evict.budget + reserve` cells, for texts of up to n_ctx positions.
+
+    model_path: a GGUF file; None is the embedded model. n_ctx: limit in positions, rounded up to 256; 0 is what the
+    model was trained for. kv_type: "f16", "bf16", "q8_0", "q4_0", or a pair (K, V). on_progress(done, total): tokens of
+    a prompt, at 0, after each chunk and at the end. on_evict: after each eviction. on_notice: sentences that a user
+    should see, each once. Other keyword arguments are those of llama_cpp.Llama; unknown ones are refused.
+    guide: text of the question for prefill="guided"; None: the last user message of a chat, else the prompt's end. What
+    the prompt holds after the question belongs to it.
+
+    Calls from several threads queue. `cancel` and `report` may be called at any time from any thread.
+    Raises ModelError, ConfigError (before the model is loaded), ContextOverflow, Cancelled and EvictionError.
+    """
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Tokens of a text, with one int object per token id: of a long text each object would take 28 bytes more."""
+        room = min(len(text), self._n_ctx) + 8
+        while True:
+            tokens = (c.llama_token * room)()
+            n = c.llama_tokenize(self._model.vocab, text, len(text), tokens, room, add_bos, special)
+            if n >= 0:
+                break
+            if -n <= room:
+                raise RestkvError("the tokenizer of this model failed on this text")
+            room = -n
+        known: dict[int, int] = {}
+        return [known.setdefault(token, token) for token in islice(tokens, n)]
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Read tokens at the next positions: a prompt (more than one) or the next token of an answer.
+
+        Raises ContextOverflow before anything is read, Cancelled and EvictionError with `n_tokens` at what remains.
+        """
+        with self._call():
+            if not self._generating and len(tokens) > 1:
+                self._begin_turn(len(tokens), 0)
+            before = self._truncate()
+            tokens = [*before, *tokens] if before else _as_list(tokens)
+            if self.n_tokens + len(tokens) > self._n_ctx:
+                raise ContextOverflow(
+                    f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}; "
+                    f"shorten the text or choose a larger n_ctx"
+                )
+            if not tokens:
+                return
+            start = time.perf_counter()
+            n_evictions = self._facts_open.n_evictions
+            try:
+                if len(tokens) == 1:
+                    prefill.step(self, tokens[0])
+                    self._read(1, 1)
+                else:
+                    prefill.read(self, tokens, prefill.guide_tokens(self.plan, self._guide_of(tokens), tokens))
+            except BaseException:
+                self._resync()
+                raise
+            finally:
+                seconds = time.perf_counter() - start
+                if len(tokens) == 1:
+                    self._turn.decode_seconds += seconds
+                else:
+                    self._turn.prefill_seconds += seconds
+                    if self._facts_open.n_evictions > n_evictions:
+                        self._turn.prefill_used = self.plan.prefill
+
+    def read_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Read tokens behind what is there, as an answer is, and return the logits after each: [len(tokens), n_vocab].
+
+        They take 4 bytes x n_vocab per token, here and once more inside llama.cpp: give a long text in pieces.
+        Evictions happen where they would if the tokens came one by one, and an exact prefill must be over.
+        Raises what eval raises, and EvictionError when cells after n_tokens cannot be removed.
+        """
+        with self._call():
+            if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+                raise EvictionError(f"{self._reason(self.n_tokens)}; start again with reset()")
+            if self.n_tokens + len(tokens) > self._n_ctx:
+                raise ContextOverflow(
+                    f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}; "
+                    f"shorten the text or choose a larger n_ctx"
+                )
+            found = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
+            cells = self.plan.limit if self.plan.evicts and self.plan.prefill == "exact" else self.plan.capacity
+            done = 0
+            try:
+                while done < len(tokens):
+                    if self._cells >= cells and cells < self.plan.capacity:
+                        self._evict()
+                    free = cells - self._cells
+                    size = min(self.n_batch, len(tokens) - done, free if free > 0 else self.n_batch)
+                    self._decode(tokens[done : done + size], every_logit=True)
+                    for i in range(size):
+                        pointer = c.llama_get_logits_ith(self._ctx.ctx, i)
+                        found[done + i] = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+                    done += size
+                    self._read(done, len(tokens))
+            except BaseException:
+                self._resync()
+                raise
+            return found
+
+    def _truncate(self) -> list[int]:
+        """Remove cells at and after n_tokens. Where that cannot be exact, all go; returns the text before, to be read
+        again."""
+        if self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+            return []
+        before: list[int] = self.input_ids[: self.n_tokens].tolist()
+        self._turn.reevaluated = self._reason(len(before))
+        self._announce(self._turn.reevaluated)
+        self.reset()
+        return before
+
+    def _decode(self, tokens: Sequence[int], every_logit: bool = False) -> None:
+        first, n = self.n_tokens, len(tokens)
+        if self._stop.value:
+            raise Cancelled("stopped by cancel()")
+        self._batch.set_batch(batch=tokens, n_past=first, logits_all=every_logit)
+        self._restored = None
+        self._requires_eval = True
+        self.input_ids[first : first + n] = tokens
+        status = c.llama_decode(self._ctx.ctx, self._batch.batch)
+        if status == 2:
+            raise Cancelled("stopped by cancel()")
+        if status == 1:
+            why = LIBRARY.restkv_last_error().decode("utf-8", "replace")
+            raise EvictionError(f"no cell is free for {n} tokens, and the eviction failed: {why or 'no reason given'}")
+        if status != 0:
+            raise EvictionError(f"llama.cpp failed to decode {n} tokens at position {first} (status {status})")
+        self.n_tokens = first + n
+        self._requires_eval = False
+
+    @property
+    def _cells(self) -> int:
+        return self._facts_open.cells
+
+    @property
+    def _free(self) -> int:
+        return self._facts_open.free
+
+    def _evict(self) -> None:
+        native.check(LIBRARY.restkv_evict(self._ctx.ctx, 0))
+
+    def _run_guide(self, guide: Sequence[int]) -> None:
+        start, first = time.perf_counter(), self.n_tokens
+        seen = self._facts_open.evict_seconds
+        try:
+            for i in range(0, len(guide), self.n_batch):
+                self._decode(guide[i : i + self.n_batch])
+            native.check(LIBRARY.restkv_evict(self._ctx.ctx, len(guide)))
+        except BaseException:
+            self._ctx.kv_cache_seq_rm(-1, first, -1)
+            raise
+        finally:
+            self.n_tokens = first
+            self._requires_eval = True  # the logits are the guide's
+        self._collect()
+        evicting = self._facts_open.evict_seconds - seen
+        self._turn.guide_seconds += time.perf_counter() - start - evicting
+
+    def _read(self, done: int, total: int) -> None:
+        self._collect()
+        if self.n_tokens > self.plan.n_ctx_train > 0:
+            self._notice(self.plan.beyond_training)
+        if total > 1 and self.on_progress is not None:
+            self.on_progress(done, total)
+        if done < total and self._stop.value:
+            raise Cancelled("stopped by cancel()")
+
+    def _collect(self) -> None:
+        facts = self._facts_open
+        before = facts.evict_seconds
+        for eviction in facts.collect():
+            if self.on_evict is not None:
+                self.on_evict(eviction)
+            if facts.backend_reason:
+                self._notice(f"evictions do not run as graphs where the cache lives: {facts.backend_reason}")
+        self._turn.evict_seconds += facts.evict_seconds - before
+
+    def _resync(self) -> None:
+        """After a stop or a failure: n_tokens is what the cache really holds."""
+        if self._is_recurrent or self._is_hybrid:
+            # A recurrent state cannot go back to before the batch that was stopped.
+            self.reset()
+            return
+        self.n_tokens = self._facts_open.positions  # whole ubatches of a stopped chunk stay
+
+    def reset(self) -> None:
+        """Forget the text; the cells are free at once."""
+        with self._call():
+            super().reset()
+            self._ctx.kv_cache_seq_rm(-1, 0, -1)
+            self._restored = None
+
+    # ---- answering -----------------------------------------------------------------------------
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        """Llama.generate, with its rules of reuse: a prompt that extends what the cache holds is read from there on.
+
+        A prompt that leaves it earlier is read from that position when nothing after it was evicted, otherwise from
+        its start; report().reevaluated and on_notice say so.
+        """
+        inner = self._generate(_as_list(tokens), *args, **kwargs)
+        return inner if self._queue.nested else self._queue.run(inner, self._uncancel, self._uncancel)
+
+    def _generate(self, tokens: list[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        self._facts_open  # noqa: B018 (raises when closed)
+        self._generating = True
+        inner: Generator[int, Sequence[int] | None, None] | None = None
+        try:
+            reused = self._prepare(tokens) if kwargs.get("reset", True) else self.n_tokens
+            self._begin_turn(len(tokens), reused)
+            inner = super().generate(tokens, *args, **kwargs)
+            sent: Sequence[int] | None = None
+            while True:
+                try:
+                    token = inner.send(sent)
+                except StopIteration:
+                    return
+                self._turn.completion_tokens += 1
+                sent = yield token
+        finally:
+            self._generating = False
+            if inner is not None:
+                inner.close()
+
+    def _prepare(self, tokens: list[int]) -> int:
+        """Cut the cache to what a prompt shares with it, or clear it; returns the tokens that need not be read."""
+        shared: int = self.longest_token_prefix(self._input_ids.tolist(), tokens)
+        if shared == self.n_tokens and shared == len(tokens) and not self._requires_eval:
+            return shared
+        keep = shared - 1 if shared == len(tokens) else shared
+        if keep == self.n_tokens or keep <= 0:
+            return max(keep, 0)
+        if self._ctx.kv_cache_seq_rm(-1, keep, -1):
+            return keep
+        if shared > 1:  # more than the token that starts every text
+            self._pending_reason = self._reason(shared)
+        self.reset()
+        return 0
+
+    def _reason(self, shared: int) -> str:
+        exact = self._facts_open.position_exact
+        return (
+            f"the text agrees with the cache for {shared} of {self.n_tokens} positions, but cells before position "
+            f"{exact} have been evicted for what followed; it is read again from its start"
+        )
+
+    def _begin_turn(self, prompt_tokens: int, reused: int) -> None:
+        self._turn = Turn(prompt_tokens=prompt_tokens, reused_tokens=reused)
+        reason, self._pending_reason = self._pending_reason, None
+        if reason is not None:
+            self._turn.reevaluated = reason
+            self._announce(reason)
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """Llama.sample; right after load_state it works on the logits that the state holds."""
+        if self._log is not None:
+            self._log.add(self.n_tokens - 1, self._last_logits())
+        if self._restored is None:
+            live: int = super().sample(*args, **kwargs)
+            return live
+        kwargs.pop("idx", None)
+        sampler = self._sampler or self._init_sampler(*args, **kwargs)
+        data = np.zeros(self._n_vocab, dtype=_TOKEN_DATA)
+        data["id"], data["logit"] = np.arange(self._n_vocab), self._restored
+        array = c.llama_token_data_array(
+            data=data.ctypes.data_as(c.llama_token_data_p), size=self._n_vocab, selected=-1, sorted=False
+        )
+        c.llama_sampler_apply(sampler.sampler, ctypes.byref(array))
+        token: int = array.data[array.selected].id
+        sampler.accept(token)
+        return token
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        logprobs = kwargs.get("logprobs")
+        if logprobs is not None and kwargs.get("echo"):
+            raise ConfigError("echo with logprobs needs the logits of every prompt token, which are not kept; drop one")
+        question = _question.get()
+
+        def start() -> None:
+            self._uncancel()
+            self._asked = question
+            if logprobs is not None:
+                self._log, self._logits_all = LogitLog(self._n_vocab), True
+
+        def end() -> None:
+            self._uncancel()
+            self._asked = None
+            self._log, self._logits_all = None, False
+
+        def run() -> Generator[Any, None, None]:
+            self._facts_open  # noqa: B018 (raises when closed)
+            try:
+                yield from super(Engine, self)._create_completion(*args, **kwargs)
+            except ValueError as error:
+                if isinstance(error, RestkvError) or not str(error).startswith("Requested tokens"):
+                    raise
+                raise ContextOverflow(f"{error}; shorten the text or choose a larger n_ctx") from None
+
+        return self._queue.run(run(), start, end)
+
+    def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+        """Llama.create_chat_completion; the last user message becomes the guide of a guided prefill."""
+        token = _question.set(last_question(messages))
+        try:
+            return super().create_chat_completion(messages, *args, **kwargs)
+        finally:
+            _question.reset(token)
+
+    def _guide_of(self, prompt: list[int]) -> list[int]:
+        """The question, and what the chat format puts after it: where an answer begins, its queries ask most.
+
+        That is the end of the prompt from the question on; the question alone when the prompt does not end with it.
+        """
+        text = self.guide if self.guide is not None else self._asked
+        if not text or self.plan.guide == 0:
+            return []
+        question: list[int] = self.tokenize(text.encode(), add_bos=False, special=False)
+        return prefill.tail_from(text.encode(), prompt[-len(question) - GUIDE_MAX :], self._pieces) or question
+
+    def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The text of each token, control tokens included."""
+        return [self.detokenize([token], special=True) for token in tokens]
+
+    # ---- states --------------------------------------------------------------------------------
+
+    def save_state(self) -> EngineState:
+        """A copy of the cache (the cells in use), its tokens and its last logits."""
+        with self._call():
+            blob = read_blob(self._ctx.ctx)
+            return EngineState(
+                input_ids=self.input_ids[: self.n_tokens].copy(),
+                n_tokens=self.n_tokens,
+                llama_state=blob,
+                llama_state_size=len(blob),
+                seed=self._seed,
+                made_by=self._origin(),
+                logits=None if self._requires_eval else self._last_logits(),
+            )
+
+    def load_state(self, state: Any) -> None:
+        """Continue from a saved state. One that does not fit raises ConfigError and leaves the engine empty."""
+        with self._call():
+            self.reset()
+            check_origin(state, self._origin())
+            if state.n_tokens > self._n_ctx:
+                raise ContextOverflow(
+                    f"Requested tokens ({state.n_tokens}) exceed context window of {self._n_ctx}; "
+                    f"load the state into an engine with a larger n_ctx"
+                )
+            if not write_blob(self._ctx.ctx, state.llama_state):
+                self.reset()
+                raise ConfigError("this state is damaged or does not fit the cache; read the text again instead")
+            self.n_tokens = state.n_tokens
+            self.input_ids[: self.n_tokens] = state.input_ids[: self.n_tokens]
+            self._seed = state.seed
+            self._restored = None if state.logits is None else state.logits.copy()
+            self._requires_eval = self._restored is None
+            self._facts_open.forget()
+
+    def _origin(self) -> dict[str, Any]:
+        plan = self.plan
+        evicting = {} if plan.method == "full" else {"budget": plan.budget, "window": plan.window}
+        return {
+            "model": self._model.desc(),
+            "weights": c.llama_model_size(self._model.model),
+            "n_vocab": self._n_vocab,
+            "method": plan.method,
+            "kv_type": plan.kv_types,
+            "capacity": plan.capacity,
+            **evicting,
+            "allocation": plan.allocation,
+        }

@@ -1,0 +1,71 @@
+"""Checks and defaults of what an engine is made with."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ..config import H2O_QUERIES, EvictConfig
+from ..errors import ConfigError
+from ..native.binding import Llama
+
+# Options of Llama that would break the cache, each with what to do instead.
+_REFUSED = {
+    "logits_all": "it takes n_ctx x n_vocab floats; logprobs of the answer work without it",
+    "embedding": "an evicting cache is for text; use llama_cpp.Llama for embeddings",
+    "draft_model": "a draft is rolled back over evicted cells; leave it out",
+    "vocab_only": "there is nothing to evict without weights; use llama_cpp.Llama",
+}
+_OURS = {"type_k": "kv_type", "type_v": "kv_type"}
+_KNOWN = frozenset(inspect.signature(Llama.__init__).parameters) - {"self", "model_path", "kwargs"}
+
+
+
+def check_options(evict: EvictConfig, options: dict[str, Any]) -> None:
+    """Refuse options for llama_cpp.Llama that are unknown or would break the cache. Raises ConfigError."""
+    for name, value in options.items():
+        if name in _OURS:
+            raise ConfigError(f"{name} is set by {_OURS[name]} here")
+        if name not in _KNOWN:
+            raise ConfigError(f"unknown setting '{name}'; Engine takes its own settings and those of llama_cpp.Llama")
+        if name in _REFUSED and value:
+            raise ConfigError(f"{name} is not possible: {_REFUSED[name]}")
+    if not options.pop("flash_attn", True):
+        raise ConfigError("flash_attn=False is not possible: the cache is evicted in flash attention's layout")
+    if evict.method == "h2o" and (options.get("n_ubatch") or 0) > H2O_QUERIES:
+        raise ConfigError(f"method 'h2o' remembers {H2O_QUERIES} queries; set n_ubatch to at most {H2O_QUERIES}")
+    if options.get("lora_path") and evict.reads_wo:
+        raise ConfigError("a LoRA may change W_o, whose matrices score the cells; set use_wo=False or merge the LoRA")
+
+
+def default_threads() -> int:
+    """Threads for single tokens: half of the logical cores of a larger machine, which share arithmetic units."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return n if n <= 4 else max(4, n // 2)
+
+
+def cache_folder() -> bytes | None:
+    """Where matrices made from W_o are kept between runs; None when there is no such place."""
+    folder = Path(platformdirs.user_cache_dir("restkv-local")) / "wo"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return str(folder).encode()
+
+
+def last_question(messages: Sequence[Any]) -> str | None:
+    """Text of the last user message; parts that are not text are left out."""
+    for message in reversed(messages):
+        if message.get("role") != "user":
+            continue
+        content = message.get("content")
+        if isinstance(content, str):
+            return content
+        return "\n".join(part["text"] for part in content or [] if part.get("type") == "text")
+    return None

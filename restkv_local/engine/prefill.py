@@ -1,0 +1,107 @@
+"""How tokens are read: three ways for a prompt that is longer than the cells, one for a token of an answer.
+
+stream: in chunks; llama_decode itself evicts when no cell is free.
+exact: the whole text with full attention (there are cells for the whole context), one eviction at its end.
+guided: like stream, but each eviction is scored by the user's question: its tokens are run first, and dropped again.
+
+Chunks end where the free cells end. So evictions happen at the same positions whatever the size of a batch is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..errors import EvictionError
+from ..plan.memory import MemoryPlan
+
+
+class Reader(Protocol):
+    """What reading needs from an engine."""
+
+    plan: MemoryPlan
+    n_tokens: int
+
+    @property
+    def _cells(self) -> int:
+        """Cells in use now, per layer and KV head on average."""
+
+    @property
+    def _free(self) -> int:
+        """Cells that are free until the next eviction."""
+
+    def _decode(self, tokens: Sequence[int]) -> None:
+        """Decode at most plan.n_batch tokens at the next positions."""
+
+    def _evict(self) -> None:
+        """Evict down to the budget."""
+
+    def _run_guide(self, guide: Sequence[int]) -> None:
+        """Decode a guide, evict with its queries, drop its cells."""
+
+    def _read(self, done: int, total: int) -> None:
+        """Called after each chunk: events and progress; raises Cancelled."""
+
+
+def read(engine: Reader, tokens: Sequence[int], guide: Sequence[int]) -> None:
+    """Read a prompt (more than one token) the way the plan says."""
+    plan = engine.plan
+    total = len(tokens)
+    guided = plan.prefill == "guided" and plan.evicts
+    exact = plan.prefill == "exact"
+    done = 0
+    engine._read(0, total)
+    while done < total:
+        left = total - done
+        free = engine._free
+        size = min(plan.n_batch, left)
+        if guided and left > free:
+            room = free - len(guide)
+            if room <= 0:
+                # At the very end of the context only a part of the guide has positions left.
+                run = guide[max(0, len(guide) - (plan.context - engine.n_tokens)) :]
+                if run:
+                    engine._run_guide(run)
+                else:
+                    engine._evict()
+                if engine._free <= free:
+                    raise EvictionError(f"an eviction left {engine._cells} cells in use; nothing more can be read")
+                continue
+            size = min(size, room)
+        elif 0 < free < size:
+            size = free
+        engine._decode(tokens[done : done + size])
+        done += size
+        if exact and done == total and plan.evicts and engine._cells > plan.budget:
+            engine._evict()
+        engine._read(done, total)
+
+
+def step(engine: Reader, token: int) -> None:
+    """Read one token of an answer."""
+    plan = engine.plan
+    if plan.prefill == "exact" and plan.evicts and engine._cells >= plan.limit:
+        engine._evict()
+    engine._decode([token])
+
+
+def guide_tokens(plan: MemoryPlan, question: Sequence[int], prompt: Sequence[int]) -> Sequence[int]:
+    """The guide: the last tokens of the question, or of the prompt (a window of them) when there is no question."""
+    guide = question or prompt[-min(plan.window, plan.guide or 1) :]
+    return guide[-plan.guide :] if plan.guide else []
+
+
+def tail_from(question: bytes, end: Sequence[int], pieces: Callable[[Sequence[int]], list[bytes]]) -> list[int]:
+    """The tokens of a prompt's end from the last occurrence of a question on; none when it does not occur.
+
+    pieces: the text of each token. A token that holds the question's first byte belongs to it.
+    """
+    texts = pieces(end)
+    start = b"".join(texts).rfind(question.strip())
+    if start < 0:
+        return []
+    for i, text in enumerate(texts):
+        start -= len(text)
+        if start < 0:
+            return list(end[i:])
+    return []

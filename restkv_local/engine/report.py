@@ -1,0 +1,106 @@
+"""What an engine did: numbers for people, logs and benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..config import EvictConfig
+from ..plan.devices import DeviceMemory
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """One eviction. Times are seconds; those of the stages are summed over threads and divided by their number.
+
+    id: 0, 1, 2, ... since the model was loaded.
+    position: of the next token when it happened, the guide excluded.
+    guide: tokens of the question that scored and were dropped again (guided prefill), else 0.
+    cells_before, cells_after: per layer and KV head.
+    layers: that evicted; of these, layers_graph: scored and moved by graphs on the backend that holds their cache,
+    layers_host: scored through a copy on the host.
+    rows: queries of the window that scored. bytes_moved: of K and V.
+    """
+
+    id: int
+    position: int
+    guide: int
+    cells_before: int
+    cells_after: int
+    layers: int
+    layers_graph: int
+    layers_host: int
+    rows: int
+    threads: int
+    bytes_moved: int
+    seconds: float
+    attend_seconds: float
+    score_seconds: float
+    smooth_seconds: float
+    select_seconds: float
+    compact_seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """State of an engine, and figures of its last turn (the last prompt and its answer).
+
+    Of the engine: model (file name), arch, method, prefill (as configured), backend (where evictions run: "cpu-fused",
+    "graph (CUDA0)", "cpu-host-copy", or several with " + "), backend_reason (why layers that should run as graphs do
+    not, or None), context (positions), allocation, budget, budget_total (cells of all KV heads and layers that survive
+    an eviction), reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes, sums_bytes,
+    positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once), memory
+    (what was allocated at load, by device).
+
+    Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prompt_tokens, reused_tokens
+    (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
+    for running the question), evict_seconds (inside prefill and decode), decode_seconds, completion_tokens.
+    """
+
+    model: str
+    arch: str
+    method: str
+    prefill: str
+    prefill_used: str
+    backend: str
+    context: int
+    budget: int
+    reserve: int
+    capacity: int
+    window: int
+    kv_bytes: int
+    ring_bytes: int
+    table_bytes: int
+    wo_bytes: int
+    sums_bytes: int
+    positions: int
+    cells: int
+    n_evictions: int
+    evictions: list[Eviction] = field(default_factory=list)
+    backend_reason: str | None = None
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    reevaluated: str | None = None
+    prefill_seconds: float = 0.0
+    guide_seconds: float = 0.0
+    evict_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    completion_tokens: int = 0
+    notices: list[str] = field(default_factory=list)
+    allocation: str = EvictConfig.allocation
+    budget_total: int = 0
+    memory: list[DeviceMemory] = field(default_factory=list)
+
+
+@dataclass
+class Turn:
+    """Figures of the turn that runs or ran last; see Report."""
+
+    prefill_used: str = "none"
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    reevaluated: str | None = None
+    prefill_seconds: float = 0.0
+    guide_seconds: float = 0.0
+    evict_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    completion_tokens: int = 0

@@ -1,0 +1,1 @@
+"""Model files: the embedded one, those of users, and such with random weights."""

@@ -1,0 +1,1 @@
+"""What fits: cells, budgets and memory, worked out before a model is loaded."""

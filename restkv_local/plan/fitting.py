@@ -1,0 +1,71 @@
+"""n_gpu_layers=-1: as many layers on the GPUs as fit with their cells and with the memory of their evictions."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import native
+from ..check.devices import Device, devices
+from ..config import EvictConfig
+from .devices import HOST, GraphMemory, layers_that_fit, read_weights
+from .gpus import SPLIT_NONE
+from .memory import GGML_TYPES, MemoryPlan, Probe
+
+
+def graph_memory(plan: MemoryPlan, probe: Probe, evict: EvictConfig, device: str) -> GraphMemory | None:
+    """What evictions as graphs will take for one device, before anything is loaded; None: they do not run as graphs.
+
+    device: as ggml names it. Raises ConfigError when there is no such device.
+    """
+    ways = ("graph",) if device == HOST else ("auto", "graph")
+    if plan.method == "full" or evict.stages not in ways:
+        return None
+    params = native.params_from(evict, budget=plan.budget, capacity=plan.capacity, n_threads=1)
+    k, v = (GGML_TYPES[name] for name in plan.kv_types)
+    cells = plan.shares.rows + plan.capacity - plan.budget  # of the largest layer
+    shape = native.LayerShape(
+        probe.n_head, probe.n_head_kv, probe.n_embd_head_k, probe.n_embd_head_v, k, v,
+        cells, plan.shares.rows, plan.allocation == "ada",
+    )  # fmt: skip
+    here, host = ctypes.c_uint64(), ctypes.c_uint64()
+    by = ctypes.byref
+    native.check(native.lib().restkv_plan_graph(by(params), by(shape), device.encode(), by(here), by(host)))
+    return GraphMemory(here.value, host.value) if here.value else None
+
+
+def fit(
+    path: Path,
+    plan: MemoryPlan,
+    gpu_layers: int,
+    options: dict[str, Any],
+    graphs: Callable[[str], GraphMemory | None] = lambda device: None,
+) -> tuple[int, str]:
+    """The number of layers to ask llama.cpp for, and what to tell the user ("" when all fit or a number was given).
+
+    options: those of llama_cpp.Llama, for main_gpu, split_mode and tensor_split. graphs: graph_memory() of a device.
+    """
+    if gpu_layers >= 0:
+        return gpu_layers, ""
+    gpus = _used([device for device in devices() if device.kind == "gpu"], options)
+    if not gpus or any(not gpu.memory_free for gpu in gpus):
+        return -1, ""  # llama.cpp decides: integrated GPUs take what the host has, others do not tell
+    weights = read_weights(path)
+    free = [gpu.memory_free for gpu in gpus]
+    given = options.get("tensor_split")
+    shares = [*given, *[0.0] * len(gpus)][: len(gpus)] if given else free
+    work = [graphs(gpu.name) or GraphMemory(0, 0) for gpu in gpus]
+    n, most = layers_that_fit(weights, plan, free, shares, work), len(weights.layers) + 1
+    if n == most:
+        return -1, ""
+    names = ", ".join(gpu.name for gpu in gpus)
+    return n, f"{n} of {most} layers fit on {names} with their cells; the others stay on the CPU"
+
+
+def _used(gpus: list[Device], options: dict[str, Any]) -> list[Device]:
+    """The GPUs that llama.cpp would share a model out to."""
+    gpus = sorted(gpus, key=lambda gpu: gpu.backend != "RPC")  # llama.cpp's order: servers first
+    main = options.get("main_gpu", 0)
+    return gpus[main : main + 1] if options.get("split_mode") == SPLIT_NONE else gpus
