@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -13,11 +15,13 @@ from typing import Any
 import pytest
 
 import _check_backend
+import _check_place
 import _check_probe
 import _check_steps
 import _env
 import _gpu_results
 import _results
+import _source
 import gpu_check
 from _check_run import FAILED, OK, SKIPPED, Run
 from _progress import SetupError
@@ -332,12 +336,76 @@ def test_stopped_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (["--only", "stages,nothing"], "there is no step 'nothing'"),
         (["--json", "/no/such/folder/x.json"], "does not exist"),
         (["--backend", "abacus"], "invalid choice"),
+        (["--here", "--backend", "cpu"], "--here builds nothing: give one of them"),
     ],
 )
 def test_wrong_words(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         gpu_check.main(words)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+# ---- what is at hand ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The sources, with no environment, no compiler and no registry that answers."""
+    from restkv_local import native
+
+    ignore = shutil.ignore_patterns("__pycache__", "lib")
+    for name in ("tools", "patches", "restkv_local"):
+        shutil.copytree(_source.ROOT / name, tmp_path / "checkout" / name, ignore=None if name == "tools" else ignore)
+    for name, value in {
+        "RESTKV_LIB_PATH": str(native.library_dir()), "PATH": str(tmp_path), "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "RESTKV_CACHE": str(tmp_path / "cache"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    return tmp_path / "checkout"
+
+
+def here(checkout: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """gpu_check.py of that checkout with the running interpreter; what it wrote."""
+    target = checkout / "x.json"
+    command = [sys.executable, str(checkout / "tools" / "gpu_check.py"), "--here", *words, "--json", str(target)]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=300)
+    return done, json.loads(target.read_text())
+
+
+@pytest.mark.usefixtures("native")
+def test_here_takes_what_is_at_hand(checkout: Path) -> None:
+    before = sorted(path.name for path in checkout.iterdir())
+    done, found = here(checkout, "--quick", "--only", "model")
+    assert done.returncode == 0, done.stderr
+    assert [(step["name"], step["status"]) for step in found["steps"]] == [("devices", OK), ("model", OK)]
+    assert found["backend"]["name"] == "here" and found["options"]["here"] and found["versions"]["restkv_local"]
+    after = sorted(path.name for path in checkout.iterdir())
+    assert after == sorted([*before, "x.json"]), "no environment, no build folder"
+
+
+def test_here_without_a_library_says_so_once(checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RESTKV_LIB_PATH", str(tmp_path / "nothing"))
+    done, found = here(checkout)
+    assert done.returncode == 1
+    statuses = {step["name"]: step["status"] for step in found["steps"]}
+    assert statuses == {"devices": FAILED, **dict.fromkeys(_check_steps.NAMES, SKIPPED)}
+    assert "LibraryError" in found["steps"][0]["reason"] and "nothing" in found["verdict"]
+
+
+def test_here_leaves_out_by_name(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pytest, no embedded model: the steps that need them are skipped, and the verdict tells."""
+    monkeypatch.setattr(_check_place.importlib.util, "find_spec", lambda name: None)
+    devices = '{"devices": [{"name": "CPU", "kind": "cpu", "description": "A processor"}], "embedded_model": null}'
+    monkeypatch.setattr(sys, "executable", str(program(tmp_path, "python")))
+    Path(sys.executable).write_text(f"#!/bin/sh\necho '{devices}' > \"$3\"\n")
+    options = Namespace(quick=True, only=["tests", "engine"], shape=None, layers=None, text=None)
+    place = _check_place.at_hand()
+    assert place.pytest is None and place.environment["PIP_NO_INDEX"] == "1"
+    _check_steps.all_steps(run, options, place)
+    run.facts["options"] = {"quick": True}
+    said = _check_steps.verdict(run)
+    assert [step.status for step in run.steps] == [OK, SKIPPED, SKIPPED]
+    assert "left out: tests (pytest is not installed" in said and "left out: engine (the embedded model" in said
 
 
 @pytest.mark.usefixtures("native")

@@ -22,13 +22,17 @@ _FOLDERS = ("/usr/local/cuda", "/opt/cuda")
 
 @dataclass(frozen=True)
 class Backend:
-    """name: of SWITCHES, or "library" for one that RESTKV_LIB_PATH names. cmake_args: of the build. why: what was
-    found. environment: variables that the build needs."""
+    """name: of SWITCHES, "library" for one that RESTKV_LIB_PATH names, "here" for what is at hand. cmake_args: of the
+    build. why: what was found. environment: variables that the build needs."""
 
     name: str
     cmake_args: str
     why: str
     environment: Mapping[str, str]
+
+
+# Nothing is built.
+HERE = Backend("here", "", "the interpreter and the library at hand", {})
 
 
 def choose(asked: str, env: Mapping[str, str], system: str = sys.platform) -> Backend:

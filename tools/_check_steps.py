@@ -10,12 +10,11 @@ import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
-import _env
+from _check_place import Place, Words
 from _check_run import Run
 from _source import ROOT, cache_dir
 
 NAMES = ("stages", "tests", "engine", "model", "bench")
-TESTS = ("tests/test_graph.py", "tests/test_rpc.py")
 _PROBE = ROOT / "tools" / "_check_probe.py"
 _GPUS = ("gpu", "igpu")
 # In the description of a device that is a program.
@@ -35,11 +34,15 @@ _READ = 32768
 _SMALL = {"shape": "tiny", "layers": 2, "text": 4096, "budget": 512, "reserve": 256, "read": 4096}
 
 
-def all_steps(run: Run, options: argparse.Namespace) -> None:
+def all_steps(run: Run, options: argparse.Namespace, place: Place) -> None:
     """Everything after the build."""
-    python, quick = _env.python(), (["quick"] if options.quick else [])
+    python, quick = place.python, (["quick"] if options.quick else [])
     run.command("devices", [python, _PROBE, "about", "{out}"], judge=_devices)
-    found = run.result("devices") or {"devices": []}
+    found = run.result("devices")
+    if found is None:
+        for name in options.only:
+            run.skip(name, "the library does not tell its devices")
+        return
     run.facts |= found
     devices = [device for device in found["devices"] if device["kind"] in ("cpu", *_GPUS)]
     gpu = next((device for device in devices if device["kind"] in _GPUS), None)
@@ -50,19 +53,23 @@ def all_steps(run: Run, options: argparse.Namespace) -> None:
         for device in devices:
             words = [python, _PROBE, "stages", "{out}", device["name"], *quick]
             run.command(f"stages on {device['name']}", words, judge=_stages)
-    if "tests" in options.only:
+    if "tests" in options.only and place.pytest is None:
+        run.skip("tests", f"pytest is not installed for {python}")
+    elif "tests" in options.only and place.pytest is not None:
         # Quickly: scores and cache types; the rest takes a minute more.
-        some = ["tests/test_graph.py", "-k", "golden or cache_types"] if options.quick else list(TESTS)
-        words = [_env.script("pytest"), "-q", "-p", "no:cacheprovider", "--junitxml={out}", *some]
+        some = ["tests/test_graph.py", "-k", "golden or cache_types"] if options.quick else place.tests
+        words = [*place.pytest, "-q", "-p", "no:cacheprovider", "--junitxml={out}", *some]
         run.command("tests", words, reader=read_tests, judge=_tests)
-    if "engine" in options.only:
+    if "engine" in options.only and found["embedded_model"] is None:
+        run.skip("engine", "the embedded model is not installed, and RESTKV_MODEL names none")
+    elif "engine" in options.only:
         lengths = _ENGINE_SOFTWARE if _is_software(gpu) else _ENGINE_QUICK if options.quick else _ENGINE
         words = [python, _PROBE, "engine", "{out}", "-1" if gpu else "0", *map(str, lengths)]
         run.command("engine", words, judge=_engine)
     size = sizes(options, gpu, shutil.disk_usage(cache_dir()).free)
-    model = _model(run, options, size)
+    model = _model(run, options, size, place)
     if "bench" in options.only:
-        _bench(run, gpu, size, model)
+        _bench(run, gpu, size, model, place)
 
 
 def sizes(options: argparse.Namespace, gpu: dict[str, Any] | None, free_disk: int) -> dict[str, Any]:
@@ -89,7 +96,7 @@ def _is_software(device: dict[str, Any] | None) -> bool:
     return device is not None and any(name in device["description"].lower() for name in _SOFTWARE)
 
 
-def _model(run: Run, options: argparse.Namespace, size: dict[str, Any]) -> Path | None:
+def _model(run: Run, options: argparse.Namespace, size: dict[str, Any], place: Place) -> Path | None:
     """The model of the benchmark, written once and kept in the cache; None when it could not be written."""
     if not {"model", "bench"} & set(options.only):
         return None
@@ -101,16 +108,18 @@ def _model(run: Run, options: argparse.Namespace, size: dict[str, Any]) -> Path 
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    words = [_env.script("restkv-bench"), "shapes", size["shape"], *layers, "--type", _TYPE, "--out", path]
+    words = [*place.bench, "shapes", size["shape"], *layers, "--type", _TYPE, "--out", path]
     step = run.command("model", words, judge=lambda _: (True, f"{size['shape']}, {size['layers']} layers"))
     return path if step.status == "ok" else None
 
 
-def _bench(run: Run, gpu: dict[str, Any] | None, size: dict[str, Any], model: Path | None) -> None:
+def _bench(
+    run: Run, gpu: dict[str, Any] | None, size: dict[str, Any], model: Path | None, place: Place
+) -> None:
     if model is None:
         run.skip("bench", "there is no model to measure")
         return
-    words: list[str | Path] = [_env.script("restkv-bench"), "device", "--model", model, "--json", "{out}"]
+    words: Words = [*place.bench, "device", "--model", model, "--json", "{out}"]
     for name in ("budget", "reserve", "text"):
         words += [f"--{name}", str(size[name])]
     words += ["--prefill-limit", str(size["read"]), "--gpu-layers", "-1" if gpu else "0"]
@@ -196,6 +205,7 @@ def verdict(run: Run) -> str:
     else:
         done = sum(step.status == "ok" for step in run.steps)
         lines = [f"{where}: evictions work as on the CPU; all {done} steps went well."]
+    lines += [f"  left out: {step.name} ({step.reason})" for step in run.steps if step.status == "skipped"]
     bench = run.result("bench")
     if bench:
         words = {"evict_share": "an eviction as a part of reading", "saved": "memory saved against a full cache"}

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Check a device: build for it, compare it with the CPU, measure it, and write one file that says it all.
 
-    python3 tools/gpu_check.py [--quick] [--backend NAME] [--json FILE]
+    python3 tools/gpu_check.py [--quick] [--backend NAME | --here] [--json FILE]
 
-It needs what `python3 tools/test.py` needs, and for a GPU the tools of its maker. The file is what a report of an error
-should carry. Exit code 0: every step went well. 1: some did not, and the file says which.
+It needs what `python3 tools/test.py` needs, and for a GPU the tools of its maker. With --here, for a machine without a
+network, nothing is made, built or fetched: the interpreter that runs this needs what the package needs. The file is
+what a report of an error should carry. Exit code 0: every step went well. 1: some did not, and the file says which.
 """
 
 import sys
@@ -21,6 +22,7 @@ import shutil
 from pathlib import Path
 
 import _check_backend
+import _check_place
 import _check_steps
 import _env
 from _check_run import Run
@@ -40,6 +42,11 @@ def arguments(words: list[str]) -> argparse.Namespace:
         "--backend", choices=["auto", *_check_backend.SWITCHES], default="auto",
         help="what to build (auto: by what is found; the CMAKE_ARGS that are set stay)",
     )  # fmt: skip
+    parser.add_argument(
+        "--here", action="store_true",
+        help="make no environment, build nothing and ask no registry: this interpreter, and the library that it finds "
+        "(RESTKV_LIB_PATH, or that of the installed package)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, default=Path("gpu-check.json"), metavar="FILE",
                         help="where the result goes (gpu-check.json)")  # fmt: skip
     parser.add_argument("--shape", default=None, help="what is measured (restkv-bench shapes --list)")
@@ -52,6 +59,8 @@ def arguments(words: list[str]) -> argparse.Namespace:
     if unknown := [name for name in chosen if name not in _check_steps.NAMES]:
         parser.error(f"there is no step '{unknown[0]}'; known are {', '.join(_check_steps.NAMES)}")
     found.only = chosen
+    if found.here and found.backend != "auto":
+        parser.error("--backend chooses what is built, and --here builds nothing: give one of them")
     if not found.json.resolve().parent.is_dir():
         parser.error(f"--json: the folder of '{found.json}' does not exist")
     return found
@@ -60,7 +69,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]) -> int:
     """Run all steps; returns the exit code."""
     options = arguments(words)
-    backend = _check_backend.choose(options.backend, os.environ)
+    backend = _check_backend.HERE if options.here else _check_backend.choose(options.backend, os.environ)
     # The build reads them, and so does whatever it starts.
     os.environ.update({**backend.environment, **({"CMAKE_ARGS": backend.cmake_args} if backend.cmake_args else {})})
     print(f"backend {backend.name}: {backend.why}", file=sys.stderr, flush=True)
@@ -77,14 +86,16 @@ def main(words: list[str]) -> int:
         "options": {name: value for name, value in vars(options).items() if name != "json"},
         "finished": False,
     }
-    run = Run(options.json.resolve(), logs, facts, _env.environment(), ROOT)
+    place = _check_place.at_hand() if options.here else _check_place.made()
+    run = Run(options.json.resolve(), logs, facts, place.environment, ROOT)
     try:
-        run.call("build", lambda: _build(backend))
+        if not options.here:
+            run.call("build", lambda: _build(backend))
         if run.failed:
             for name in options.only:
                 run.skip(name, "nothing was built")
         else:
-            _check_steps.all_steps(run, options)
+            _check_steps.all_steps(run, options, place)
     except KeyboardInterrupt:
         run.finish("stopped by hand")
         print(f"\nstopped; what was done is in {options.json}", file=sys.stderr)

@@ -1,0 +1,50 @@
+"""What tools/gpu_check.py starts its steps with: programs of the environment that it makes, or what is at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import _env
+from _source import ROOT
+
+Words = list[str | Path]
+
+# Of restkv-bench, where the package may have no program installed.
+_BENCH = "import sys; from restkv_local.cli.bench import main; sys.argv[0] = 'restkv-bench'; main()"
+
+
+@dataclass(frozen=True)
+class Place:
+    """python, bench, pytest: how each is started; pytest is None where it is not installed. tests: what it runs.
+    environment: of all steps."""
+
+    python: Path
+    bench: Words
+    pytest: Words | None
+    tests: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def made() -> Place:
+    """The environment of the tests, once `_env.ensure` has made it."""
+    return Place(
+        _env.python(), [_env.script("restkv-bench")], [_env.script("pytest")],
+        ("tests/test_graph.py", "tests/test_rpc.py"), _env.environment(),
+    )  # fmt: skip
+
+
+def at_hand() -> Place:
+    """The interpreter that runs this, with the checkout's sources and the library that they find. Nothing is built, so
+    the tests on the RPC backend are left out, and pip is kept from asking anybody."""
+    python = Path(sys.executable)
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PIP_NO_INDEX": "1"}
+    pytest: Words | None = [python, "-m", "pytest"] if importlib.util.find_spec("pytest") else None
+    return Place(
+        python, [python, "-c", _BENCH], pytest, ("tests/test_graph.py", "tests/test_device_plan.py"), environment
+    )
