@@ -241,7 +241,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         }
         const llama_pos pos_next = n_used() > n_guide ? pos_of(n_doc - 1) + 1 : 0;
         const auto      iswa     = n_guide > 0 ? dynamic_cast<llama_kv_cache_iswa *>(memory) : nullptr;
-        if (iswa && !can_cut(kv, *iswa->get_swa(), pos_next)) {
+        if (iswa && !can_cut(*iswa->get_swa(), 0, pos_next, -1)) {
             return restkv_fail(RESTKV_UNSUPPORTED, "the guide has overwritten cells of the sliding window: use a "
                                                    "shorter guide or a larger n_ubatch, and read the text again");
         }

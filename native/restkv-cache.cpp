@@ -251,18 +251,24 @@ void restkv_cache::seq_keep(llama_seq_id seq_id) {
     }
 }
 
-bool restkv_cache::can_cut(const llama_kv_cache & base, const llama_kv_cache & swa, llama_pos p0) {
-    const llama_pos first = swa.seq_pos_min(0);
-    if (!base.restkv || p0 <= 0 || first <= 0 || p0 > swa.seq_pos_max(0)) {
-        return true;
+bool restkv_cache::can_cut(const llama_kv_cache & swa, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    const llama_seq_id first_seq = seq_id < 0 ? 0 : seq_id;
+    const llama_seq_id n_seq     = seq_id < 0 ? (llama_seq_id) swa.n_seq_max : seq_id + 1;
+    for (llama_seq_id s = first_seq; s < n_seq; ++s) {
+        const llama_pos pos_min = swa.seq_pos_min(s);
+        const llama_pos pos_max = swa.seq_pos_max(s);
+        if (p0 <= 0 || pos_min <= 0 || p0 > pos_max || (p1 >= 0 && p1 <= pos_max)) {
+            continue;
+        }
+        // the cell before the first one must be out of sight at p0
+        if (pos_min < p0 && llama_hparams::is_masked_swa(swa.n_swa, swa.swa_type, pos_min - 1, p0)) {
+            continue;
+        }
+        restkv_fail(RESTKV_UNSUPPORTED, "the sliding window before position " + std::to_string(p0) +
+                                            " has been overwritten: read the text again from its start");
+        return false;
     }
-    // the cell before the first one must be out of sight at p0
-    if (first < p0 && llama_hparams::is_masked_swa(swa.n_swa, swa.swa_type, first - 1, p0)) {
-        return true;
-    }
-    restkv_fail(RESTKV_UNSUPPORTED, "the sliding window before position " + std::to_string(p0) +
-                                        " has been overwritten: read the text again from its start");
-    return false;
+    return true;
 }
 
 bool restkv_cache::refuse(const char * operation) {

@@ -94,8 +94,9 @@ public:
     void seq_keep(llama_seq_id seq_id);
     bool refuse(const char * operation);                           // always true; leaves a message
 
-    // Whether a model with sliding-window layers can go back to p0: their cells before it must still be there.
-    static bool can_cut(const llama_kv_cache & base, const llama_kv_cache & swa, llama_pos p0);
+    // Whether the end [p0, p1) of a sequence can be cut off in sliding-window layers: what p0 sees must still be there.
+    // Asked whether the layers beside them evict or not; what is no cut at the end is not judged.
+    static bool can_cut(const llama_kv_cache & swa, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
     bool                                    can_evict() const;
     std::unique_ptr<llama_memory_context_i> init_evict(llama_context * lctx);

@@ -115,7 +115,8 @@ class Engine(Core):
         """
         with self._call():
             if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
-                raise EvictionError(f"{self._reason(self.n_tokens)}; start again with reset()")
+                why = self._facts_open.why_not_cut(self.n_tokens)
+                raise EvictionError(f"the text cannot go on at position {self.n_tokens}: {why}; start with reset()")
             if self.n_tokens + len(tokens) > self._n_ctx:
                 raise ContextOverflow(
                     f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}; "
@@ -147,7 +148,7 @@ class Engine(Core):
         if self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
             return []
         before: list[int] = self.input_ids[: self.n_tokens].tolist()
-        self._turn.reevaluated = self._reason(len(before))
+        self._turn.reevaluated = self._reason(len(before), len(before))
         self._announce(self._turn.reevaluated)
         self.reset()
         return before
@@ -276,15 +277,16 @@ class Engine(Core):
         if self._ctx.kv_cache_seq_rm(-1, keep, -1):
             return keep
         if shared > 1:  # more than the token that starts every text
-            self._pending_reason = self._reason(shared)
+            self._pending_reason = self._reason(shared, keep)
         self.reset()
         return 0
 
-    def _reason(self, shared: int) -> str:
-        exact = self._facts_open.position_exact
+    def _reason(self, shared: int, cut: int) -> str:
+        """Why a text that shares so many positions with the cache is read again, which cannot be cut at `cut`."""
+        facts = self._facts_open
         return (
-            f"the text agrees with the cache for {shared} of {self.n_tokens} positions, but cells before position "
-            f"{exact} have been evicted for what followed; it is read again from its start"
+            f"the text agrees with the cache for {shared} of {facts.positions} positions, but "
+            f"{facts.why_not_cut(cut)}; it is read again from its start"
         )
 
     def _begin_turn(self, prompt_tokens: int, reused: int) -> None:

@@ -28,6 +28,8 @@ class Facts:
         self._ctx = ctx
         self._plan = plan
         self._memory = c.llama_get_memory(ctx)
+        model = c.llama_get_model(ctx)
+        self._recurrent = c.llama_model_is_recurrent(model) or c.llama_model_is_hybrid(model)
         self._next_id = 0
         self._seen: tuple[native.Stats | None, int] = (None, 0)
         self._evictions: deque[Eviction] = deque(maxlen=EVENTS_MAX)
@@ -56,6 +58,15 @@ class Facts:
         """The cache can be cut at this position and after it."""
         stats = self._stats()
         return 0 if stats is None else int(stats.pos_exact)
+
+    def why_not_cut(self, position: int) -> str:
+        """Why the cache, which refused to be cut at a position, could not be."""
+        exact = self.position_exact
+        if position < exact:
+            return f"cells before position {exact} have been evicted for what followed"
+        if self._recurrent:
+            return "the state of its recurrent layers cannot go back"
+        return f"the sliding window before position {position} has been overwritten by what followed"
 
     @property
     def n_evictions(self) -> int:
