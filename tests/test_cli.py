@@ -16,13 +16,12 @@ from restkv_local.bench import speed
 from restkv_local.bench.process import peak_rss_bytes
 from restkv_local.bench.prose import prose, prose_tokens
 from restkv_local.bench.stock import StockError, position_offsets
-from restkv_local.cli import options
 from restkv_local.cli.bench import main as bench
 from restkv_local.cli.chat import main as chat
 from restkv_local.cli.chat.prompt import is_open, joined
-from restkv_local.cli.options import EngineSettings
 from restkv_local.config import DEFAULT_BUDGET, DEFAULT_CONTEXT, EvictConfig
 from restkv_local.engine.documents import Document, DocumentError, read_document, user_message
+from restkv_local.engine.settings import EngineSettings
 
 # Children test the package that this process tests, installed or not.
 ROOT = Path(chat.__file__).resolve().parents[3]
@@ -304,6 +303,6 @@ def test_bench_refuses_bad_contexts(lengths: str) -> None:
 
 
 def test_both_programs_take_the_same_engine_options() -> None:
-    names = {name for name in options.EngineSettings.__dataclass_fields__ if name not in ("context", "prefill")}
+    names = {name for name in EngineSettings.__dataclass_fields__ if name not in ("context", "prefill")}
     for command in (chat.main, bench.main.commands["speed"]):
         assert names <= {parameter.name for parameter in command.params}

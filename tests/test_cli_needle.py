@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from restkv_local.cli.bench import main as bench
-from restkv_local.cli.bench import needle
 from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError, RestkvError
+from restkv_local.eval import needle
 from restkv_local.eval.prompt import shared_length
 from restkv_local.eval.stats import student
 

@@ -24,10 +24,10 @@ LOGPROB_MAX = 0.1
 
 def about() -> dict[str, Any]:
     """Devices as ggml tells them, versions, and the name of the embedded model, if it is there."""
+    from restkv_local.bench.origin import device, versions
     from restkv_local.check import devices
     from restkv_local.errors import ModelError
-    from restkv_local.eval.origin import device, versions
-    from restkv_local.models import embedded_path
+    from restkv_local.models.files import embedded_path
 
     try:
         embedded = embedded_path().name

@@ -67,7 +67,7 @@ def needle() -> str:
     result = load("needle")
     if result is None:
         return _missing("needle")
-    from restkv_local.cli.bench.needle import COLUMNS, table_row
+    from restkv_local.eval.needle import COLUMNS, table_row
 
     rows = [table_row(row) for row in result["rows"]]
     settings = result["settings"]

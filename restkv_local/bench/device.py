@@ -13,12 +13,12 @@ from typing import Any
 
 from .. import native
 from ..check.devices import Device, devices, find_device
-from ..cli.options import EngineSettings
+from ..engine.settings import EngineSettings
 from ..errors import RestkvError
-from ..eval.origin import device as machine
-from ..eval.origin import versions
 from ..plan.machine import size
 from . import bandwidth
+from .origin import device as machine
+from .origin import versions
 from .prose import prose_tokens
 from .speed import SpeedSettings
 from .speed import measure as measure_speed

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..cli.options import EngineSettings
 from ..config import CELL_PAD
+from ..engine.settings import EngineSettings
 from ..errors import RestkvError
-from ..eval.origin import device, versions
 from ..plan.machine import free_memory, size
+from .origin import device, versions
 from .process import peak_rss_bytes, python_program
 from .prose import prose_tokens
 from .stock import StockCache, synchronize

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from ..config import (
     EvictConfig,
     parse_budget,
 )
+from ..engine.settings import EngineSettings
 from ..errors import ConfigError
-from ..plan.gpus import DEVICES_MAX, gpu_options
+from ..plan.gpus import DEVICES_MAX
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SEED_MAX = 2**32 - 1  # llama.cpp samplers take 32 bits
@@ -95,79 +95,12 @@ class Shares(click.ParamType):  # type: ignore[type-arg]
         return shares
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """What the options say about the engine. prefill None: the program chooses; seed None: a new one each time."""
-
-    model: str | None
-    context: int
-    budget: int | str
-    reserve: int | None
-    method: str
-    prefill: str | None
-    kv_type: str | tuple[str, str]
-    threads: int | None
-    gpu_layers: int
-    seed: int | None
-    unverified: bool
-    allocation: str = EvictConfig.allocation
-    main_gpu: int | None = None
-    tensor_split: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            self.split()
-        except ConfigError as error:
-            raise click.UsageError(str(error)) from error
-
-    def evict(self, **changes: Any) -> EvictConfig:
-        """The settings of the cache; raises ConfigError."""
-        chosen: dict[str, Any] = {
-            "budget": self.budget,
-            "reserve": self.reserve,
-            "method": self.method,
-            "allocation": self.allocation,
-            "unverified": self.unverified,
-        }
-        if self.prefill is not None:
-            chosen["prefill"] = self.prefill
-        if self.seed is not None:
-            chosen["seed"] = self.seed
-        return EvictConfig().with_(**(chosen | changes))
-
-    def load(self, engine_class: Callable[..., Any], *, evict: EvictConfig, n_ctx: int, **callbacks: Any) -> Any:
-        """An engine with these settings. Raises what the engine raises."""
-        extra: dict[str, Any] = dict(callbacks)
-        if self.seed is not None:
-            extra["seed"] = self.seed
-        return engine_class(
-            self.model,
-            n_ctx,
-            evict,
-            kv_type=self.kv_type,
-            n_threads=self.threads,
-            n_gpu_layers=self.gpu_layers,
-            **self.split(),
-            **extra,
-        )
-
-    def split(self) -> dict[str, Any]:
-        """How an engine is told to share its layers out among several GPUs; nothing where that is left to llama.cpp."""
-        return gpu_options(self.main_gpu, self.tensor_split)
-
-    def arguments(self) -> list[str]:
-        """The options that say the same to another program, all but the context and the prefill."""
-        kv_type = self.kv_type if isinstance(self.kv_type, str) else ",".join(self.kv_type)
-        words = ["--budget", str(self.budget), "--method", self.method]
-        words += ["--kv-type", kv_type, "--gpu-layers", str(self.gpu_layers)]
-        for name in ("model", "allocation", "reserve", "threads", "seed"):
-            if (value := getattr(self, name)) is not None:
-                words += [f"--{name}", str(value)]
-        if self.main_gpu is not None:
-            words += ["--main-gpu", str(self.main_gpu)]
-        if self.tensor_split is not None:
-            words += ["--tensor-split", ",".join(map(str, self.tensor_split))]
-        return [*words, "--unverified"] if self.unverified else words
+def settings_of(**chosen: Any) -> EngineSettings:
+    """EngineSettings of these options; those that contradict each other are a mistake in the command line."""
+    try:
+        return EngineSettings(**chosen)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def json_option(text: str = "Write the figures here.") -> Callable[[Any], Any]:
@@ -271,7 +204,7 @@ def engine_options(
             chosen = {name: values.pop(name) for name in list(values) if name in names}
             if not context:
                 chosen |= {"context": DEFAULT_CONTEXT, "prefill": None}
-            return function(*args, settings=EngineSettings(**chosen), **values)
+            return function(*args, settings=settings_of(**chosen), **values)
 
         wrapped: Callable[..., Any] = collected
         for option in reversed(options):

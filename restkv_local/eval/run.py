@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..bench.origin import device, versions
 from ..config import DEFAULT_BATCH, EVAL_STATE_BYTES
 from ..plan.machine import free_memory
 from .grid import Grid, Setting, StateKind, cache_record, model_record, state_kind
-from .origin import device, versions
 from .prompt import Tokens, shared_length
 from .reading import Reader, States
 from .results import Record, ResultFile

@@ -12,9 +12,10 @@ from rich.table import Table
 from ...bench.bandwidth import COPY_BYTES
 from ...bench.device import SAVED_MIN, SHARE_MAX, STAGES, DeviceSettings, measure
 from ...config import CELLS_MAX
+from ...engine.settings import EngineSettings
 from ...plan.machine import size
 from ..failure import Command
-from ..options import CONTEXT_SETTINGS, EngineSettings, engine_class, engine_options, json_option, write_json
+from ..options import CONTEXT_SETTINGS, engine_class, engine_options, json_option, write_json
 
 _BUDGET, _RESERVE = 4096, 2048
 _TEXT, _ROUNDS, _PAIRS, _DECODE_TOKENS = 131072, 3, 1, 32

@@ -11,8 +11,9 @@ import click
 
 from ..._version import __version__
 from ...bench.speed import STOCK_FILLS, STOCK_PREFILLS, SpeedSettings, measure, measure_peak
+from ...engine.settings import EngineSettings
 from ..failure import Command
-from ..options import CONTEXT_SETTINGS, Contexts, EngineSettings, engine_class, engine_options, json_option, write_json
+from ..options import CONTEXT_SETTINGS, Contexts, engine_class, engine_options, json_option, write_json
 from ..program import Program
 from .device import device
 from .memory import memory

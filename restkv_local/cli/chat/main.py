@@ -13,10 +13,11 @@ from click.core import ParameterSource
 from ..._version import __version__
 from ...config import EvictConfig
 from ...engine.documents import STDIN, read_document
+from ...engine.settings import EngineSettings
 from ...errors import ConfigError
 from ..doctor.command import doctor
 from ..failure import one_line
-from ..options import CONTEXT_SETTINGS, EngineSettings, engine_class, engine_options
+from ..options import CONTEXT_SETTINGS, engine_class, engine_options
 from ..program import EXIT_STOPPED, Program
 from .commands import SUMMARIES, WITH_PATH, Leave, execute
 from .figures import turn_object

@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from ...config import MEMORY_GROWTH_MAX
+from ...engine.settings import EngineSettings
 from ...errors import ConfigError, ModelError, RestkvError
 from ..failure import Command
-from ..options import CONTEXT_SETTINGS, EngineSettings, json_option, write_json
+from ..options import CONTEXT_SETTINGS, json_option, write_json
 
 # Two texts of these lengths are read in a cache of so many cells.
 LENGTHS = (768, 2304)
@@ -33,10 +34,10 @@ def examine(names: tuple[str, ...], *, memory: bool, say: Say) -> dict[str, Any]
     LibraryError when the library is missing.
     """
     from ... import native
+    from ...bench.origin import device as machine
+    from ...bench.origin import versions
     from ...check import check_device, check_fused, devices
     from ...check.first_load import HOLD_LAYERS, WRONG, distrust, remember
-    from ...eval.origin import device as machine
-    from ...eval.origin import versions
 
     start = time.perf_counter()
     known = devices()
