@@ -103,7 +103,8 @@ class Engine(Core):
                     self._turn.decode_seconds += seconds
                 else:
                     self._turn.prefill_seconds += seconds
-                    if self._facts_open.n_evictions > n_evictions:
+                    self._turn.prefill_evictions += self._facts_open.n_evictions - n_evictions
+                    if self._turn.prefill_evictions:
                         self._turn.prefill_used = self.plan.prefill
 
     def read_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -200,6 +201,15 @@ class Engine(Core):
         evicting = self._facts_open.evict_seconds - seen
         self._turn.guide_seconds += time.perf_counter() - start - evicting
 
+    def _take_back(self, n: int) -> list[int]:
+        first = self.n_tokens - n
+        if first <= 0 or not self._ctx.kv_cache_seq_rm(-1, first, -1):
+            return []
+        taken: list[int] = self.input_ids[first : self.n_tokens].tolist()
+        self.n_tokens = first
+        self._requires_eval = True  # the logits are those of a token that is gone
+        return taken
+
     def _read(self, done: int, total: int) -> None:
         self._collect()
         if self.n_tokens > self.plan.n_ctx_train > 0:
@@ -213,6 +223,7 @@ class Engine(Core):
         facts = self._facts_open
         before = facts.evict_seconds
         for eviction in facts.collect():
+            self._turn.guided_evictions += eviction.guide > 0
             if self.on_evict is not None:
                 self.on_evict(eviction)
             if facts.backend_reason:

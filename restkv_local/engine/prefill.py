@@ -3,6 +3,7 @@
 stream: in chunks; llama_decode itself evicts when no cell is free.
 exact: the whole text with full attention (there are cells for the whole context), one eviction at its end.
 guided: like stream, but each eviction is scored by the user's question: its tokens are run first, and dropped again.
+  llama_decode never evicts by itself then: a guide runs only where cells are free for it.
 
 Chunks end where the free cells end. So evictions happen at the same positions whatever the size of a batch is.
 """
@@ -39,6 +40,9 @@ class Reader(Protocol):
     def _run_guide(self, guide: Sequence[int]) -> None:
         """Decode a guide, evict with its queries, drop its cells."""
 
+    def _take_back(self, n: int) -> Sequence[int]:
+        """Cut the last n tokens off the text and return them; none when they cannot be cut."""
+
     def _read(self, done: int, total: int) -> None:
         """Called after each chunk: events and progress; raises Cancelled."""
 
@@ -58,12 +62,7 @@ def read(engine: Reader, tokens: Sequence[int], guide: Sequence[int]) -> None:
         if guided and left > free:
             room = free - len(guide)
             if room <= 0:
-                # At the very end of the context only a part of the guide has positions left.
-                run = guide[max(0, len(guide) - (plan.context - engine.n_tokens)) :]
-                if run:
-                    engine._run_guide(run)
-                else:
-                    engine._evict()
+                _evict_guided(engine, guide)
                 if engine._free <= free:
                     raise EvictionError(f"an eviction left {engine._cells} cells in use; nothing more can be read")
                 continue
@@ -75,6 +74,25 @@ def read(engine: Reader, tokens: Sequence[int], guide: Sequence[int]) -> None:
         if exact and done == total and plan.evicts and engine._cells > plan.budget:
             engine._evict()
         engine._read(done, total)
+
+
+def _evict_guided(engine: Reader, guide: Sequence[int]) -> None:
+    """Evict with the end of a guide, as much of it as cells and positions are left for.
+
+    After an answer fewer may be left than the window has rows. The last tokens of the text then make way for the guide,
+    else the answer's queries would score, and are read again behind the eviction.
+    """
+    plan = engine.plan
+    room = min(engine._free, plan.context - engine.n_tokens)
+    missing = min(len(guide), plan.window) - room
+    again = engine._take_back(missing) if missing > 0 else []
+    run = guide[max(0, len(guide) - room - len(again)) :]
+    if run:
+        engine._run_guide(run)
+    else:
+        engine._evict()
+    for i in range(0, len(again), plan.n_batch):
+        engine._decode(again[i : i + plan.n_batch])
 
 
 def step(engine: Reader, token: int) -> None:

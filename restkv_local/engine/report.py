@@ -51,7 +51,8 @@ class Report:
     positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once), memory
     (what was allocated at load, by device).
 
-    Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prompt_tokens, reused_tokens
+    Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prefill_evictions (while the
+    prompt was read; guided_evictions of them scored by the question), prompt_tokens, reused_tokens
     (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
     for running the question), evict_seconds (inside prefill and decode), decode_seconds, completion_tokens.
     """
@@ -85,6 +86,8 @@ class Report:
     evict_seconds: float = 0.0
     decode_seconds: float = 0.0
     completion_tokens: int = 0
+    prefill_evictions: int = 0
+    guided_evictions: int = 0
     notices: list[str] = field(default_factory=list)
     allocation: str = EvictConfig.allocation
     budget_total: int = 0
@@ -104,3 +107,5 @@ class Turn:
     evict_seconds: float = 0.0
     decode_seconds: float = 0.0
     completion_tokens: int = 0
+    prefill_evictions: int = 0
+    guided_evictions: int = 0

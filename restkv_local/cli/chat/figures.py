@@ -101,6 +101,10 @@ def report_rows(report: Report) -> list[tuple[str, str]]:
             + (f", votes {size(report.sums_bytes)}" if report.sums_bytes else ""),
         ),
         ("evictions", f"{report.n_evictions} in {report.evict_seconds:.2f} s"),
+        (
+            "last prompt",
+            f"{report.prefill_evictions} evictions, {report.guided_evictions} of them scored by the question",
+        ),
         ("peak memory", size(peak_rss_bytes())),
         *memory_rows(report.memory),
     ]
