@@ -39,11 +39,12 @@ _MEMORY = {
     "all": "up to {h2o} queries; a float per KV head and cell",
     "none": "nothing",
 }
-_TABLE = re.compile(r"&restkv_method_(\w+),")
+_TABLE = re.compile(r"^ +ROW\((\w+)\)", re.MULTILINE)
 _METHOD = re.compile(
     r"const restkv_method restkv_method_\w+ = \{\s*"
     r'"(?P<name>[^"]+)",\s*"(?P<summary>[^"]+)",\s*'
-    r"(?P<queries>true|false),\s*(?P<wo>true|false),\s*(?P<pools>true|false),"
+    r"/\*uses_queries =\*/(?P<queries>true|false),\s*/\*uses_wo =\*/(?P<wo>true|false),\s*"
+    r"/\*pools =\*/(?P<pools>true|false),"
 )
 _LOOKS = {"window": "queries of the window", "last": "the last query", "all": "all queries", "none": "positions"}
 # Values that no setting takes; what is said of them names the bounds.

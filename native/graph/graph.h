@@ -11,25 +11,14 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml.h"
+#include "methods/methods.h"
 #include "stages.h"
 
 #include <string>
 #include <unordered_set>
 #include <vector>
 
-// Which part of a method has a graph.
-enum restkv_graph_kind {
-    RESTKV_GRAPH_NONE,         // none: another way must be taken
-    RESTKV_GRAPH_MOVES,        // scores need nothing of the cells; the rows move on the device
-    RESTKV_GRAPH_LENGTHS,      // lengths of the keys
-    RESTKV_GRAPH_ANGLES,       // and each key's product with the mean of all unit keys
-    RESTKV_GRAPH_VOTES,        // attention of every query, while the text is read; an eviction moves rows
-    RESTKV_GRAPH_ATTENTION,    // attention of the window
-    RESTKV_GRAPH_ATTENTION_V,  // and lengths of the values
-    RESTKV_GRAPH_OUTPUT,       // attention of the window, and each cell's distance to the output
-    RESTKV_GRAPH_BEFORE,       // of each query of the window its attention and each cell's distance to its output
-};
-
+// Which part of a method has a graph: as its row says.
 restkv_graph_kind restkv_graph_kind_of(const restkv_params & params);
 
 // Whether queries are needed.

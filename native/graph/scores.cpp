@@ -1,49 +1,18 @@
 // What the host makes of a graph's output: raw scores and the drift, in doubles where digits would be lost.
 
 #include "graph.h"
-#include "methods/methods.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 restkv_graph_kind restkv_graph_kind_of(const restkv_params & params) {
-    const auto is = [&](const char * name) { return strcmp(params.method, name) == 0; };
-    if (is("streamingllm") || is("lacache") || is("fifo") || is("random")) {
-        return RESTKV_GRAPH_MOVES;
-    }
-    if (is("h2o")) {
-        return RESTKV_GRAPH_VOTES;
-    }
-    if (is("knorm") || is("keydiff")) {
-        return is("knorm") ? RESTKV_GRAPH_LENGTHS : RESTKV_GRAPH_ANGLES;
-    }
-    if (is("snapkv") || is("tova")) {
-        return RESTKV_GRAPH_ATTENTION;
-    }
-    if (!is("restkv")) {
-        return RESTKV_GRAPH_NONE;
-    }
-    switch (params.indicator) {
-        case RESTKV_INDICATOR_ATTENTION:
-            return RESTKV_GRAPH_ATTENTION;
-        case RESTKV_INDICATOR_ATTENTION_V:
-            return RESTKV_GRAPH_ATTENTION_V;
-        default:
-            return params.metric_mode == RESTKV_METRIC_AFTER ? RESTKV_GRAPH_OUTPUT : RESTKV_GRAPH_BEFORE;
-    }
+    const restkv_method * method = restkv_find_method(params.method);
+    return method ? method->graph(params) : RESTKV_GRAPH_NONE;
 }
 
 std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n_rows) {
-    if (strcmp(params.method, "snapkv") == 0 || strcmp(params.method, "h2o") == 0) {
-        return {};
-    }
-    if (strcmp(params.method, "tova") == 0) {
-        std::vector<float> last(n_rows, 0.0f);
-        last.back() = 1.0f;
-        return last;
-    }
-    return restkv_row_weights(params, n_rows);
+    const restkv_method * method = restkv_find_method(params.method);
+    return method && method->row_weights ? method->row_weights(params, n_rows) : std::vector<float>();
 }
 
 static void score_keys(const restkv_graph_scores & scores, const restkv_graph_layer & layer, uint32_t hk,

@@ -11,6 +11,14 @@ static void score(const restkv_view & view, const restkv_params &, uint32_t, res
     }
 }
 
-const restkv_method restkv_method_fifo = {
-    "fifo", "the most recent cells", false, false, false, score, RESTKV_BUDGETS_ONE,
+extern const restkv_method restkv_method_fifo = {
+    "fifo",
+    "the most recent cells",
+    /*uses_queries =*/false,
+    /*uses_wo =*/false,
+    /*pools =*/false,
+    score,
+    restkv_graph_is<RESTKV_GRAPH_MOVES>,
+    /*row_weights =*/nullptr,
+    RESTKV_BUDGETS_ONE,
 };

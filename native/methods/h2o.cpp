@@ -15,13 +15,15 @@ static void score(const restkv_view & view, const restkv_params &, uint32_t, res
     }
 }
 
-const restkv_method restkv_method_h2o = {
+extern const restkv_method restkv_method_h2o = {
     "h2o",
     "attention of every query since the cell entered, summed",
-    true,
-    false,
-    false,
+    /*uses_queries =*/true,
+    /*uses_wo =*/false,
+    /*pools =*/false,
     score,
+    restkv_graph_is<RESTKV_GRAPH_VOTES>,
+    /*row_weights =*/nullptr,
     RESTKV_BUDGETS_ONE,
     /*per_layer =*/false,
     /*accumulates =*/true,

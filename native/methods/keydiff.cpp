@@ -70,6 +70,12 @@ void score(const restkv_view & view, const restkv_params & params, uint32_t, res
 
 }  // namespace
 
-const restkv_method restkv_method_keydiff = {
-    "keydiff", "cells whose key points away from the mean key", false, false, false, score,
+extern const restkv_method restkv_method_keydiff = {
+    "keydiff",
+    "cells whose key points away from the mean key",
+    /*uses_queries =*/false,
+    /*uses_wo =*/false,
+    /*pools =*/false,
+    score,
+    restkv_graph_is<RESTKV_GRAPH_ANGLES>,
 };

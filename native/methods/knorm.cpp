@@ -29,6 +29,12 @@ static void score(const restkv_view & view, const restkv_params &, uint32_t, res
     scratch.times.score += ggml_time_us() - t_start;
 }
 
-const restkv_method restkv_method_knorm = {
-    "knorm", "cells whose key is short", false, false, false, score,
+extern const restkv_method restkv_method_knorm = {
+    "knorm",
+    "cells whose key is short",
+    /*uses_queries =*/false,
+    /*uses_wo =*/false,
+    /*pools =*/false,
+    score,
+    restkv_graph_is<RESTKV_GRAPH_LENGTHS>,
 };

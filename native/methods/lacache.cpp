@@ -106,13 +106,15 @@ void score(const restkv_view & view, const restkv_params & params, uint32_t, res
 
 }  // namespace
 
-const restkv_method restkv_method_lacache = {
+extern const restkv_method restkv_method_lacache = {
     "lacache",
     "a ladder: in each layer other cells, the older the sparser",
-    false,
-    false,
-    false,
+    /*uses_queries =*/false,
+    /*uses_wo =*/false,
+    /*pools =*/false,
     score,
+    restkv_graph_is<RESTKV_GRAPH_MOVES>,
+    /*row_weights =*/nullptr,
     RESTKV_BUDGETS_ONE,
     /*per_layer =*/false,
     /*accumulates =*/false,

@@ -2,11 +2,26 @@
 
 #include <cstring>
 
-static const restkv_method * const METHODS[] = {
-    &restkv_method_restkv,       &restkv_method_snapkv,  &restkv_method_tova, &restkv_method_h2o,
-    &restkv_method_streamingllm, &restkv_method_lacache, &restkv_method_fifo, &restkv_method_random,
-    &restkv_method_keydiff,      &restkv_method_knorm,
-};
+// One line a method, in the order in which they are listed.
+#define RESTKV_METHODS(ROW)                                                                                            \
+    ROW(restkv)                                                                                                        \
+    ROW(snapkv)                                                                                                        \
+    ROW(tova)                                                                                                          \
+    ROW(h2o)                                                                                                           \
+    ROW(streamingllm)                                                                                                  \
+    ROW(lacache)                                                                                                       \
+    ROW(fifo)                                                                                                          \
+    ROW(random)                                                                                                        \
+    ROW(keydiff)                                                                                                       \
+    ROW(knorm)
+
+#define ROW(NAME) extern const restkv_method restkv_method_##NAME;
+RESTKV_METHODS(ROW)
+#undef ROW
+
+#define ROW(NAME) &restkv_method_##NAME,
+static const restkv_method * const METHODS[] = { RESTKV_METHODS(ROW) };
+#undef ROW
 
 const restkv_method * restkv_find_method(const char * name) {
     for (const restkv_method * method : METHODS) {

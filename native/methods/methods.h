@@ -1,11 +1,13 @@
 // A method scores the past cells of one KV head: high means keep.
-// To add one: a file beside this one and a row in methods.cpp.
+// To add one: a file beside this one, which ends with the method's row, and its line in methods.cpp. Nothing else in the
+// native code knows a method by its name.
 
 #pragma once
 
 #include "../stages.h"
 
 #include <string>
+#include <vector>
 
 // Which budgets a method works with.
 enum restkv_budgets {
@@ -14,6 +16,25 @@ enum restkv_budgets {
     RESTKV_BUDGETS_ONE,    // one for all: the heads keep one set, or votes and ladder count on it
 };
 
+// Which part of a method has a graph.
+enum restkv_graph_kind {
+    RESTKV_GRAPH_NONE,         // none: another way must be taken
+    RESTKV_GRAPH_MOVES,        // scores need nothing of the cells; the rows move on the device
+    RESTKV_GRAPH_LENGTHS,      // lengths of the keys
+    RESTKV_GRAPH_ANGLES,       // and each key's product with the mean of all unit keys
+    RESTKV_GRAPH_VOTES,        // attention of every query, while the text is read; an eviction moves rows
+    RESTKV_GRAPH_ATTENTION,    // attention of the window
+    RESTKV_GRAPH_ATTENTION_V,  // and lengths of the values
+    RESTKV_GRAPH_OUTPUT,       // attention of the window, and each cell's distance to the output
+    RESTKV_GRAPH_BEFORE,       // of each query of the window its attention and each cell's distance to its output
+};
+
+template <restkv_graph_kind KIND>
+restkv_graph_kind restkv_graph_is(const restkv_params &) {
+    return KIND;
+}
+
+// The row of a method.
 struct restkv_method {
     const char * name;
     const char * summary;
@@ -24,6 +45,12 @@ struct restkv_method {
 
     // raw: scratch.raw, [group][scratch.n_pad], the first view.n_past of each row
     void (*score)(const restkv_view & view, const restkv_params & params, uint32_t drift_top, restkv_scratch & scratch);
+
+    // What of it runs as a graph where the cells are on a device; restkv_graph_is<...> when the settings do not matter
+    restkv_graph_kind (*graph)(const restkv_params & params);
+
+    // Weights of the rows of the window when their attention is added up, oldest first. Null: a plain sum.
+    std::vector<float> (*row_weights)(const restkv_params & params, uint32_t n_rows) = nullptr;
 
     restkv_budgets budgets = RESTKV_BUDGETS_ANY;
 
@@ -36,17 +63,6 @@ struct restkv_method {
     // Why these settings do not work for a model with n_layers evicting layers, or "". May be null.
     std::string (*refuse)(const restkv_params & params, uint32_t n_layers) = nullptr;
 };
-
-extern const restkv_method restkv_method_restkv;
-extern const restkv_method restkv_method_snapkv;
-extern const restkv_method restkv_method_tova;
-extern const restkv_method restkv_method_h2o;
-extern const restkv_method restkv_method_streamingllm;
-extern const restkv_method restkv_method_lacache;
-extern const restkv_method restkv_method_fifo;
-extern const restkv_method restkv_method_random;
-extern const restkv_method restkv_method_keydiff;
-extern const restkv_method restkv_method_knorm;
 
 // Null when there is no such method.
 const restkv_method * restkv_find_method(const char * name);

@@ -23,6 +23,12 @@ static void score(const restkv_view & view, const restkv_params & params, uint32
     }
 }
 
-const restkv_method restkv_method_random = {
-    "random", "a uniform sample of the text and the window", false, false, false, score,
+extern const restkv_method restkv_method_random = {
+    "random",
+    "a uniform sample of the text and the window",
+    /*uses_queries =*/false,
+    /*uses_wo =*/false,
+    /*pools =*/false,
+    score,
+    restkv_graph_is<RESTKV_GRAPH_MOVES>,
 };

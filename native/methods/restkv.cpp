@@ -284,8 +284,26 @@ void score(const restkv_view & view, const restkv_params & params, uint32_t drif
     restkv_attend(view, scratch, drift_top, sink);
 }
 
+restkv_graph_kind graph(const restkv_params & params) {
+    switch (params.indicator) {
+        case RESTKV_INDICATOR_ATTENTION:
+            return RESTKV_GRAPH_ATTENTION;
+        case RESTKV_INDICATOR_ATTENTION_V:
+            return RESTKV_GRAPH_ATTENTION_V;
+        default:
+            return params.metric_mode == RESTKV_METRIC_AFTER ? RESTKV_GRAPH_OUTPUT : RESTKV_GRAPH_BEFORE;
+    }
+}
+
 }  // namespace
 
-const restkv_method restkv_method_restkv = {
-    "restkv", "change of the layer's output when the cell goes, smoothed over time and text", true, true, true, score,
+extern const restkv_method restkv_method_restkv = {
+    "restkv",
+    "change of the layer's output when the cell goes, smoothed over time and text",
+    /*uses_queries =*/true,
+    /*uses_wo =*/true,
+    /*pools =*/true,
+    score,
+    graph,
+    restkv_row_weights,
 };

@@ -12,6 +12,14 @@ static void score(const restkv_view & view, const restkv_params &, uint32_t, res
     }
 }
 
-const restkv_method restkv_method_streamingllm = {
-    "streamingllm", "first cells and the most recent ones", false, false, false, score, RESTKV_BUDGETS_LAYER,
+extern const restkv_method restkv_method_streamingllm = {
+    "streamingllm",
+    "first cells and the most recent ones",
+    /*uses_queries =*/false,
+    /*uses_wo =*/false,
+    /*pools =*/false,
+    score,
+    restkv_graph_is<RESTKV_GRAPH_MOVES>,
+    /*row_weights =*/nullptr,
+    RESTKV_BUDGETS_LAYER,
 };
