@@ -215,6 +215,9 @@ def test_prefill_of_documents_can_be_chosen(tmp_path: Path) -> None:
         (b"%PDF-1.7 ...", "is a PDF"),
         (b"PK\x03\x04....", "zip archive"),
         (b"\xff\xfea\x00", "UTF-16"),
+        (b"\xfe\xff\x00a", "UTF-16"),
+        (b"\xff\xfe\x00\x00a\x00\x00\x00", "UTF-32"),
+        (b"\x00\x00\xfe\xff\x00\x00\x00a", "UTF-32"),
         (b"GGUF\x03\x00", "--model"),
     ],
 )

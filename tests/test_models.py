@@ -94,7 +94,7 @@ def test_names_load_lazily() -> None:
     code = (
         "import sys, restkv_local\n"
         "restkv_local.EvictConfig, restkv_local.ConfigError, restkv_local.MemoryPlan\n"
-        "assert 'llama_cpp' not in sys.modules and 'restkv_local.native' not in sys.modules\n"
+        "assert 'llama_cpp' not in sys.modules and 'restkv_local.native.binding' not in sys.modules\n"
         "assert 'Engine' in dir(restkv_local)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(models.__file__).parent.parent)

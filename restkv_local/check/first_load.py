@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
-from .. import native
+from .. import native, paths
 from .._version import __version__
 from ..native import interrupts
 from ..native.location import library_dir
@@ -112,10 +110,8 @@ def _key(device: Device) -> dict[str, Any]:
 
 def _path(device: Device) -> Path | None:
     """File of a device's verdict; None when there is no place for it."""
-    folder = Path(platformdirs.user_cache_dir("restkv-local")) / "devices"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    folder = paths.cache_folder("devices")
+    if folder is None:
         return None
     name = hashlib.sha256(f"{device.name}\0{device.description}".encode()).hexdigest()[:16]
     return folder / f"{name}.json"

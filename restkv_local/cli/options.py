@@ -44,6 +44,20 @@ class Budget(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class Utf8(click.ParamType):  # type: ignore[type-arg]
+    """A text for the model. Names of files may be any bytes, a text may not."""
+
+    name = "TEXT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            before = len(str(value)[: error.start].encode())
+            self.fail(f"it is not UTF-8 text (byte {before}); convert it first, for example with iconv", param, ctx)
+        return str(value)
+
+
 class KvType(click.ParamType):  # type: ignore[type-arg]
     """One type for K and V ("q8_0"), or two ("q8_0,q4_0")."""
 
@@ -118,7 +132,9 @@ def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None)
 def write_json(file: Path | None, result: dict[str, Any]) -> None:
     """Write figures to the file of --json; None: there is none."""
     if file is not None:
-        file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+        # Names of files may be no UTF-8; what this writes of them is JSON's own way to write such bytes.
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def engine_class(ctx: click.Context) -> Callable[..., Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,13 @@ from ..models.files import load_failure
 from ..native import interrupts, quiet
 from ..native.binding import LIBRARY, Llama, c, internals, llama_module
 from ..plan.memory import Probe
+
+
+class _FileName(str):
+    """A path that llama_cpp can hand on: it calls encode("utf-8"), which fails where a name is not UTF-8."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return super().encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
 def _goes_on(progress: float, data: object) -> bool:
@@ -38,7 +47,7 @@ def probe_model(path: Path, type_k: int, type_v: int) -> Probe:
     params.load_mode = c.LLAMA_LOAD_MODE_NONE
     params.progress_callback = _progress
     with quiet.capture() as log:
-        model = c.llama_model_load_from_file(str(path).encode(), params)
+        model = c.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         interrupts.check()
         raise load_failure(path, log)
@@ -61,6 +70,7 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
     """
 
     def make_model(**arguments: Any) -> Any:
+        arguments["path_model"] = _FileName(arguments["path_model"])
         arguments["params"].progress_callback = _progress
         # verbose=True only means that the file descriptors are left alone
         return internals.LlamaModel(**{**arguments, "verbose": True})
@@ -87,9 +97,11 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
     original = Llama.__init__
     init = types.FunctionType(original.__code__, names, original.__name__, original.__defaults__, original.__closure__)
     init.__kwdefaults__ = original.__kwdefaults__
+    if options.get("lora_path"):
+        options["lora_path"] = _FileName(options["lora_path"])
     with quiet.capture() as log:
         try:
-            init(engine, str(path), **options)
+            init(engine, _FileName(path), **options)
         except ValueError as error:
             interrupts.check()
             if "Failed to load model" in str(error):

@@ -115,7 +115,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
 
         def arm() -> None:
             if params is not None:
-                native.check(LIBRARY.restkv_arm(ctypes.byref(params), str(path).encode(), cache_folder()))
+                native.check(LIBRARY.restkv_arm(ctypes.byref(params), os.fsencode(path), cache_folder()))
                 native.arm_shares(evict, self.plan.shares)
 
         try:

@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import RestkvError
+from ..paths import shown, typed
 
 STDIN = "-"
 # Beyond every context: 16 bytes for each position of the longest cache.
@@ -26,6 +26,8 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89PNG", "an image", "only text can be read"),
     (b"\xff\xd8\xff", "an image", "only text can be read"),
     (b"{\\rtf", "an RTF document", "save it as plain text first"),
+    (b"\xff\xfe\0\0", "UTF-32 text", "convert it first with iconv -f UTF-32 -t UTF-8"),  # before UTF-16, alike
+    (b"\0\0\xfe\xff", "UTF-32 text", "convert it first with iconv -f UTF-32 -t UTF-8"),
     (b"\xff\xfe", "UTF-16 text", "convert it first with iconv -f UTF-16 -t UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "convert it first with iconv -f UTF-16 -t UTF-8"),
 )
@@ -47,8 +49,8 @@ def read_document(path: str) -> Document:
     """Read a UTF-8 file, or standard input for "-". Raises DocumentError with one sentence."""
     if path == STDIN:
         return Document("standard input", _decode("standard input", _read(sys.stdin.buffer, "standard input")))
-    file = Path(path).expanduser()
-    if file.is_dir():
+    file = typed(path)
+    if os.path.isdir(file):
         raise DocumentError(f"'{path}' is a directory; give the files in it one by one")
     try:
         with open(file, "rb") as stream:
@@ -58,7 +60,7 @@ def read_document(path: str) -> Document:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DocumentError(f"'{path}' cannot be read: {reason}") from error
-    return Document(os.path.basename(path), _decode(f"'{path}'", data))
+    return Document(shown(file.name), _decode(f"'{path}'", data))
 
 
 def user_message(documents: Sequence[Document], question: str) -> str:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .. import native
 from ..errors import ConfigError
 from ..native.binding import LIBRARY, c
+from ..paths import shown
 from ..plan.devices import DeviceMemory
 from ..plan.memory import MemoryPlan
 from .report import Eviction, Report, Turn
@@ -120,7 +121,7 @@ class Facts:
         """The report, as `look` saw it last; see Report for its fields."""
         plan, (stats, positions) = self._plan, self._seen
         return Report(
-            model=plan.model.name,
+            model=shown(plan.model.name),
             arch=plan.arch,
             method=plan.method,
             prefill=plan.prefill,

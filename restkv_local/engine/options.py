@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from .. import paths
 from ..config import H2O_QUERIES, EvictConfig
 from ..errors import ConfigError
 from ..native.binding import Llama
@@ -51,12 +49,8 @@ def default_threads() -> int:
 
 def cache_folder() -> bytes | None:
     """Where matrices made from W_o are kept between runs; None when there is no such place."""
-    folder = Path(platformdirs.user_cache_dir("restkv-local")) / "wo"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return str(folder).encode()
+    folder = paths.cache_folder("wo")
+    return None if folder is None else os.fsencode(folder)
 
 
 def last_question(messages: Sequence[Any]) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DEFAULT_BATCH, EvictConfig
+from ..paths import shown
 from ..plan.gpus import gpu_options
 from .variant import FULL, Variant
 
@@ -155,7 +156,7 @@ def model_record(engine: Engine) -> dict[str, Any]:
     n_head = int(metadata.get(f"{plan.arch}.attention.head_count", 0) or 0)
     n_head_kv = int(metadata.get(f"{plan.arch}.attention.head_count_kv", n_head) or n_head)
     return {
-        "name": Path(plan.model).name,
+        "name": shown(Path(plan.model).name),
         "bytes": Path(plan.model).stat().st_size,
         "arch": plan.arch,
         "n_ctx_train": plan.n_ctx_train,

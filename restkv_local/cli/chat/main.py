@@ -17,7 +17,7 @@ from ...engine.settings import EngineSettings
 from ...errors import ConfigError
 from ..doctor.command import doctor
 from ..failure import one_line
-from ..options import CONTEXT_SETTINGS, engine_class, engine_options
+from ..options import CONTEXT_SETTINGS, Utf8, engine_class, engine_options
 from ..program import EXIT_STOPPED, Program
 from .commands import SUMMARIES, WITH_PATH, Leave, execute
 from .figures import turn_object
@@ -37,13 +37,13 @@ _EPILOG = (
 )
 @engine_options()
 @click.option("--temp", type=click.FloatRange(min=0.0), default=None, help="Temperature of sampling; 0: the likeliest.")
-@click.option("--system", metavar="TEXT", default=None, help="System prompt.")
+@click.option("--system", type=Utf8(), default=None, help="System prompt.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=None, help="Longest answer. No limit when not given.")
 @click.option(
     "--file", "files", metavar="PATH", multiple=True,
     help="A text to put before the question; - for standard input. Repeatable. Read guided unless --prefill says else.",
 )
-@click.option("--ask", metavar="TEXT", default=None, help="Answer this and exit.")
+@click.option("--ask", type=Utf8(), default=None, help="Answer this and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the answer's text.")
 @click.version_option(__version__)
 @click.pass_context

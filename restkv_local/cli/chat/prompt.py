@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
-from platformdirs import user_state_dir
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
@@ -15,12 +13,9 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
+from ...paths import state_folder
+
 FENCE = '"""'
-
-
-def history_path() -> Path:
-    """Where the questions of former conversations are kept."""
-    return Path(user_state_dir("restkv-local", appauthor=False)) / "history"
 
 
 def is_open(text: str) -> bool:
@@ -98,9 +93,13 @@ def _keys() -> KeyBindings:
 
 
 def _history(warn: Callable[[str], None]) -> History:
-    path = history_path()
+    """Where the questions of former conversations are kept."""
+    folder = state_folder()
+    if folder is None:
+        warn("there is no folder for a history file; the history ends with the program")
+        return InMemoryHistory()
+    path = folder / "history"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Questions can be private: the file is the user's alone.
         os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
     except OSError as error:
