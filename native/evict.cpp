@@ -14,6 +14,7 @@
 #include "llama-memory-hybrid.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <new>
 #include <stdexcept>
 
@@ -63,8 +64,8 @@ restkv_cache::window restkv_cache::rows(llama_pos pos_next, uint32_t n_max) cons
     return w;
 }
 
-// Score and compact all layers. `moved` is set before the first row moves.
-void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bool & moved) {
+// Score and compact all layers.
+void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event) {
     uint32_t group = 1, d_k = 1, d_v = 1;
     size_t   n_copy = 0;  // bytes of the largest layer that is copied to the host
 
@@ -85,6 +86,7 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
             as_graph.push_back(l);
             continue;
         }
+        restkv_step("read");
         if (layer.ring) {
             data[l].ring.resize(ggml_nelements(layer.ring));
             ggml_backend_tensor_get(layer.ring, data[l].ring.data(), 0, ggml_nbytes(layer.ring));
@@ -117,6 +119,7 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
     std::vector<uint8_t> copy(n_copy);
 
     for (uint32_t t = 0; t < n_threads; ++t) {
+        restkv_step("scratch");
         scratch.emplace_back(plan.n_end, group, d_k, d_v, n_rows);
     }
 
@@ -128,7 +131,6 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
         const uint32_t n_keep = score_task(layers[l], h, plan, data[l], s);
         move_task(layers[l], h, plan, data[l], s, n_keep, kept[l]);
     };
-    moved = true;
     restkv_parallel((uint32_t) tasks.size(), n_threads, [&](uint32_t task, uint32_t thread) {
         const auto [l, h] = tasks[task];
         evict_one(l, h, scratch[thread]);
@@ -155,9 +157,12 @@ void restkv_cache::evict_cells(const evict_plan & plan, restkv_event & event, bo
                             [&](uint32_t h, uint32_t thread) { evict_one(l, h, scratch[thread]); });
         }
         ggml_backend_tensor_set(layer.k, data[l].k, 0, layer.budget * layer.k->nb[1]);
+        restkv_step("write");
         ggml_backend_tensor_set(layer.v, data[l].v, 0, layer.budget * layer.v->nb[1]);
     }
 
+    plan.moved = true;
+    restkv_step("tables");
     uint64_t n_before = 0, n_after = 0, n_heads = 0;
     for (uint32_t l = 0; l < layers.size(); ++l) {
         layer_state & layer = layers[l];
@@ -199,6 +204,7 @@ void restkv_cache::drop_cells(llama_pos pos_next) {
     n_table                = n_row_max;
     llama_kv_cells & cells = kv.v_cells[0];
     cells.reset();
+    restkv_step("cells");
     for (uint32_t i = n_table - n_held; i < n_table; ++i) {
         const bool in_window = i + n_window >= n_table;
         cells.pos_set(i, in_window ? pos_next - (llama_pos) (n_table - i) : (llama_pos) (i - (n_table - n_held)));
@@ -214,8 +220,11 @@ void restkv_cache::drop_cells(llama_pos pos_next) {
 }
 
 restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
+    if (lost) {
+        return say_lost();
+    }
     llama_memory_i * memory = lctx->get_memory();
-    bool             moved  = false;
+    evict_plan       plan;
     try {
         const llama_kv_cells & cells = kv.v_cells[0];
         const uint32_t         n     = n_end();
@@ -247,9 +256,8 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         }
         lctx->synchronize();
         observe(lctx->get_sched());
-        if (!votes_lost.empty()) {
-            return restkv_fail(RESTKV_NO_MEMORY, votes_lost + " while the votes of the queries were counted: lower "
-                                                              "the budget or the threads and read the text again");
+        if (votes_lost[0]) {
+            return lose(*memory, votes_lost, "while the votes of the queries were counted");
         }
         if (n_doc <= n_row_max) {
             if (n_guide > 0) {
@@ -274,7 +282,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         bind_graphs(lctx->get_sched());
         const int64_t t_start = ggml_time_us() - us_observe;
 
-        evict_plan plan;
+        restkv_step("plan");
         plan.n_end     = n;
         plan.n_guide   = n_guide;
         plan.row_pos   = w.pos;
@@ -284,7 +292,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         }
 
         restkv_event event = {};
-        evict_cells(plan, event, moved);
+        evict_cells(plan, event);
         event.us_attend += us_observe;
         event.n_rows += n_voted;
         us_observe = 0;
@@ -304,6 +312,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         event.n_guide  = n_guide;
         event.us_total = ggml_time_us() - t_start;
         n_evicted += event.n_cells - event.n_kept;
+        restkv_step("log");
         event_log.push_back(event);
         if (event_log.size() > EVENTS_MAX) {
             event_log.pop_front();
@@ -312,18 +321,63 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         restkv_fail(RESTKV_OK, "a batch must fit the " + std::to_string(params.capacity - params.budget) +
                                    " cells of the reserve: decode smaller batches");
         return RESTKV_OK;
+    } catch (...) {
+        return give_up(*memory, plan.moved);
+    }
+}
+
+bool restkv_reason(char (&why)[RESTKV_REASON_MAX]) noexcept {
+    const auto say = [&](const char * text) { snprintf(why, sizeof(why), "%s", text); };
+    say("memory ran out");
+    try {
+        throw;
+    } catch (const std::bad_alloc &) {
+        return false;
+    } catch (const std::length_error &) {
+        return false;
     } catch (const std::exception & e) {
-        const bool on_device = dynamic_cast<const std::runtime_error *>(&e) != nullptr;  // else memory on the host
-        if (moved) {
-            // some heads are compacted and some are not
-            memory->clear(true);
-            return restkv_fail(RESTKV_NO_MEMORY, (on_device ? std::string(e.what()) : "memory ran out") +
-                                                     " during an eviction and the cache was lost: lower the budget or "
-                                                     "the threads and read the text again");
-        }
-        if (on_device) {
-            return restkv_fail(RESTKV_NO_MEMORY, std::string(e.what()) + ": nothing was evicted");
-        }
+        say(e.what());
+    } catch (...) {
+        say("an error without a name");
+    }
+    return true;
+}
+
+// Inside a catch block, and perhaps without memory: an eviction failed. Until something moved the cache is as it was.
+restkv_status restkv_cache::give_up(llama_memory_i & memory, bool moved) noexcept {
+    char       why[RESTKV_REASON_MAX];
+    const bool has_memory = restkv_reason(why);
+    if (moved) {
+        return lose(memory, why, "during an eviction");
+    }
+    if (!has_memory) {
         return restkv_fail(RESTKV_NO_MEMORY, "not enough memory for an eviction: lower the budget or the threads");
     }
+    char text[2 * RESTKV_REASON_MAX];
+    snprintf(text, sizeof(text), "%s: nothing was evicted", why);
+    return restkv_fail(RESTKV_NO_MEMORY, text);
+}
+
+// What the cache holds is worth nothing any more. llama_decode tries again after an eviction, also one that failed, so
+// the empty cache takes no token until it is cleared.
+restkv_status restkv_cache::lose(llama_memory_i & memory, const char * why, const char * when) noexcept {
+    char text[2 * RESTKV_REASON_MAX];
+    snprintf(text, sizeof(text),
+             "%s %s and the cache was lost: lower the budget or the threads and read the text again", why, when);
+    for (const bool data : { true, false }) {
+        try {
+            memory.clear(data);
+            break;
+        } catch (...) {
+            continue;  // the tables at least
+        }
+    }
+    lost = true;
+    return restkv_fail(RESTKV_NO_MEMORY, text);
+}
+
+restkv_status restkv_cache::say_lost() const noexcept {
+    return restkv_fail(RESTKV_NO_MEMORY,
+                       "the cache was lost in an eviction that failed: clear it and read the text again "
+                       "from its start");
 }

@@ -2,21 +2,25 @@
 
 #pragma once
 
+#include "fault.h"
 #include "methods/methods.h"
 #include "restkv-cache.h"
 
 #include "ggml-backend.h"
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
 // What all tasks of one eviction share.
 struct evict_plan {
-    uint32_t             n_end;     // number of the last cell in use, guide included, plus 1
-    uint32_t             n_guide;   // of them, the guide's
-    std::vector<int32_t> tail_pos;  // positions of the cells since the last eviction
+    uint32_t             n_end   = 0;  // number of the last cell in use, guide included, plus 1
+    uint32_t             n_guide = 0;  // of them, the guide's
+    std::vector<int32_t> tail_pos;     // positions of the cells since the last eviction
     std::vector<int32_t> row_pos;
     std::vector<int32_t> row_slots;
+
+    mutable std::atomic<bool> moved{ false };  // set before the first row or vote moves: there is no way back
 };
 
 // One layer's rows in host memory: the cache itself, or a copy.
@@ -27,6 +31,9 @@ struct layer_data {
     std::vector<float> sinks;           // [n_head], or empty
     float *            sums = nullptr;  // layer_state::sums, or null
 };
+
+// Inside a catch block: why, without taking memory. False where that has run out.
+bool restkv_reason(char (&why)[RESTKV_REASON_MAX]) noexcept;
 
 inline ggml_backend_buffer_t restkv_buffer_of(const ggml_tensor * t) {
     return t->buffer ? t->buffer : t->view_src->buffer;

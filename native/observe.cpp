@@ -29,7 +29,7 @@ private:
 }  // namespace
 
 void restkv_cache::observe(ggml_backend_sched_t sched) {
-    if (!method->accumulates || !votes_lost.empty()) {
+    if (!method->accumulates || votes_lost[0]) {
         return;
     }
     std::vector<std::pair<llama_pos, int32_t>> pending;
@@ -44,31 +44,32 @@ void restkv_cache::observe(ggml_backend_sched_t sched) {
     std::sort(pending.begin(), pending.end());
     const llama_pos last = pending.back().first;
     const uint32_t  n    = n_table + (uint32_t) (last - pos_exact) + 1;
-    pos_seen             = last + 1;
     if (n > n_used() || pos_of(n_table) != pos_exact || pos_of(n - 1) != last) {
+        pos_seen = last + 1;
         return;  // positions are missing: the eviction will say so
     }
 
-    const int64_t t_start = ggml_time_us();
+    const int64_t        t_start = ggml_time_us();
+    std::vector<int32_t> row_pos, row_slots;
+    for (const auto & [pos, slot] : pending) {
+        row_pos.push_back(pos);
+        row_slots.push_back(slot);
+    }
+    std::vector<uint32_t> as_graph, on_host;
+    for (uint32_t l = 0; l < layers.size(); ++l) {
+        if (layers[l].captured) {
+            (layers[l].graph ? as_graph : on_host).push_back(l);
+        }
+    }
+    bind_graphs(sched);
+    restkv_step("before-vote");
+    pos_seen = last + 1;
     try {
-        std::vector<int32_t> row_pos, row_slots;
-        for (const auto & [pos, slot] : pending) {
-            row_pos.push_back(pos);
-            row_slots.push_back(slot);
-        }
-        std::vector<uint32_t> as_graph, on_host;
-        for (uint32_t l = 0; l < layers.size(); ++l) {
-            if (layers[l].captured) {
-                (layers[l].graph ? as_graph : on_host).push_back(l);
-            }
-        }
-        bind_graphs(sched);
         vote_as_graphs(as_graph, n, row_pos, row_slots);
+        restkv_step("vote");
         vote_on_host(on_host, n, row_pos, row_slots);
-    } catch (const std::runtime_error & e) {
-        votes_lost = e.what();  // said by the next eviction: this may run where nothing can be returned
-    } catch (const std::exception &) {
-        votes_lost = "memory ran out";
+    } catch (...) {
+        restkv_reason(votes_lost);  // some have been counted: said by the next eviction
     }
     n_voted += (uint32_t) pending.size();
     us_observe += ggml_time_us() - t_start;
@@ -124,12 +125,17 @@ void restkv_cache::vote_on_host(const std::vector<uint32_t> & members, uint32_t 
     bytes_scratch      = std::max(bytes_scratch, bytes);
 }
 
-void restkv_cache::observe_before(ggml_backend_sched_t sched, const llama_pos * pos, uint32_t n) {
+// Runs where nothing can be returned and nothing may be thrown.
+void restkv_cache::observe_before(ggml_backend_sched_t sched, const llama_pos * pos, uint32_t n) noexcept {
     for (uint32_t i = 0; method->accumulates && i < n; ++i) {
         const llama_pos old = ring_pos[(uint32_t) pos[i] % (uint32_t) ring_pos.size()];
         if (old >= pos_seen && old < pos[0]) {
             ggml_backend_sched_synchronize(sched);  // the tokens before may still be under way
-            observe(sched);
+            try {
+                observe(sched);
+            } catch (...) {
+                restkv_reason(votes_lost);  // the queries go now
+            }
             return;
         }
     }

@@ -211,10 +211,11 @@ llama_pos restkv_cache::pos_of(uint32_t cell) const {
 }
 
 void restkv_cache::clear() {
-    n_table    = 0;
-    pos_exact  = 0;
-    cursor     = 0;
-    votes_lost = "";
+    n_table       = 0;
+    pos_exact     = 0;
+    cursor        = 0;
+    lost          = false;
+    votes_lost[0] = 0;
     forget_from(0);
     show_cells();
     std::fill(ring_pos.begin(), ring_pos.end(), -1);
@@ -278,7 +279,22 @@ bool restkv_cache::refuse(const char * operation) {
     return true;
 }
 
+bool restkv_cache::find_slot(const llama_ubatch & ubatch, std::vector<uint32_t> & idxs) const {
+    const uint32_t n = n_end();
+    if (lost || ubatch.n_tokens > kv.get_size() - n) {
+        return false;
+    }
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        idxs.push_back(n + i);
+    }
+    return true;
+}
+
 bool restkv_cache::can_evict() const {
+    if (lost) {
+        say_lost();
+        return false;
+    }
     if (n_end() > n_row_max) {
         return true;
     }

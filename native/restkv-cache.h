@@ -35,6 +35,8 @@ class restkv_ring_input;
 class restkv_shared_input;
 struct llama_context;
 struct llama_memory_context_i;
+struct llama_memory_i;
+struct llama_ubatch;
 struct llm_graph_context;
 struct layer_data;
 struct layer_kept;
@@ -83,7 +85,6 @@ public:
     bool     is_shared() const { return armed.shares.kind != RESTKV_ALLOCATION_UNIFORM; }
     uint32_t n_rows(int il) const;                      // rows that a layer has
     uint32_t seen_rows(int il, uint32_t & n_kv) const;  // first row that it sees; takes what is hidden off n_kv
-    bool     find_slot(uint32_t n_tokens, std::vector<uint32_t> & idxs) const;
     void     shared_write(llama_io_write_i & io) const;
     void     shared_read(llama_io_read_i & io);
 
@@ -97,6 +98,8 @@ public:
     // Whether the end [p0, p1) of a sequence can be cut off in sliding-window layers: what p0 sees must still be there.
     // Asked whether the layers beside them evict or not; what is no cut at the end is not judged.
     static bool can_cut(const llama_kv_cache & swa, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+
+    bool find_slot(const llama_ubatch & ubatch, std::vector<uint32_t> & idxs) const;
 
     bool                                    can_evict() const;
     std::unique_ptr<llama_memory_context_i> init_evict(llama_context * lctx);
@@ -198,17 +201,20 @@ private:
                         uint32_t n_end) const;
     void     evict_layer_task(const layer_state & layer, const struct evict_plan & plan, const struct layer_data & data,
                               restkv_scratch & scratch, struct layer_kept & kept) const;
-    void     evict_cells(const struct evict_plan & plan, restkv_event & event, bool & moved);
-    void     drop_cells(llama_pos pos_next);
-    void     init_ring();
+    void     evict_cells(const struct evict_plan & plan, restkv_event & event);
+    restkv_status give_up(llama_memory_i & memory, bool moved) noexcept;
+    restkv_status lose(llama_memory_i & memory, const char * why, const char * when) noexcept;
+    restkv_status say_lost() const noexcept;
+    void          drop_cells(llama_pos pos_next);
+    void          init_ring();
     // Method h2o: the queries in the ring vote, or those that positions [n] would overwrite. Nothing may be under way in
-    // observe().
-    void     observe(ggml_backend_sched_t sched);
-    void     observe_before(ggml_backend_sched_t sched, const llama_pos * pos, uint32_t n);
-    void     vote_on_host(const std::vector<uint32_t> & members, uint32_t n_cells, const std::vector<int32_t> & row_pos,
-                          const std::vector<int32_t> & row_slots);
-    void     forget_from(llama_pos p0);  // queries and votes of what is cut
-    void     init_wo();
+    // observe(), which throws before the first vote is counted, and leaves `votes_lost` after it.
+    void          observe(ggml_backend_sched_t sched);
+    void          observe_before(ggml_backend_sched_t sched, const llama_pos * pos, uint32_t n) noexcept;
+    void vote_on_host(const std::vector<uint32_t> & members, uint32_t n_cells, const std::vector<int32_t> & row_pos,
+                      const std::vector<int32_t> & row_slots);
+    void forget_from(llama_pos p0);  // queries and votes of what is cut
+    void init_wo();
 
     // graph/evict.cpp
     void               init_graphs();
@@ -249,19 +255,20 @@ private:
 
     std::vector<llama_pos> ring_pos;                            // [n_ring] position whose query a row holds, or -1
 
-    uint32_t n_row_max = 0;   // most cells that survive an eviction: the largest budget of a layer or head
-    uint32_t start     = 0;   // first cell of a new text
-    uint64_t epoch     = 0;   // changes with what is hidden: graphs are built anew
+    uint32_t n_row_max = 0;       // most cells that survive an eviction: the largest budget of a layer or head
+    uint32_t start     = 0;       // first cell of a new text
+    uint64_t epoch     = 0;       // changes with what is hidden: graphs are built anew
 
-    uint32_t  n_table   = 0;  // 0, or n_row_max: the cells before it are those of the tables
-    llama_pos pos_exact = 0;  // position after the last eviction
-    uint32_t  cursor    = 0;  // where the next eviction goes on (restkv_method::advance)
+    uint32_t  n_table   = 0;      // 0, or n_row_max: the cells before it are those of the tables
+    llama_pos pos_exact = 0;      // position after the last eviction
+    uint32_t  cursor    = 0;      // where the next eviction goes on (restkv_method::advance)
+    bool      lost      = false;  // an eviction failed on its way: nothing is stored until the cache is cleared
 
     // method h2o
-    std::string votes_lost;      // why, or ""
-    llama_pos   pos_seen   = 0;  // queries before it have voted
-    int64_t     us_observe = 0;  // since the last eviction
-    uint32_t    n_voted    = 0;  // likewise
+    char      votes_lost[RESTKV_REASON_MAX] = "";  // why, or ""
+    llama_pos pos_seen                      = 0;   // queries before it have voted
+    int64_t   us_observe                    = 0;   // since the last eviction
+    uint32_t  n_voted                       = 0;   // likewise
 
     uint64_t                 n_evictions   = 0;
     uint64_t                 n_evicted     = 0;

@@ -124,17 +124,6 @@ void restkv_cache::count_cells(restkv_stats & s) const {
     s.n_free  = kv.get_size() - n_end();
 }
 
-bool restkv_cache::find_slot(uint32_t n_tokens, std::vector<uint32_t> & idxs) const {
-    const uint32_t n = n_end();
-    if (n_tokens > kv.get_size() - n) {
-        return false;
-    }
-    for (uint32_t i = 0; i < n_tokens; ++i) {
-        idxs.push_back(n + i);
-    }
-    return true;
-}
-
 // ---- graph -------------------------------------------------------------------------------------
 
 // What the layers of a graph share: rows of a ubatch by the layer's first cell, masks by its hidden cells.

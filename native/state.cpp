@@ -172,14 +172,14 @@ void restkv_cache::state_read(llama_io_read_i & io) {
                 }
             }
         }
-        ring_pos    = std::move(ring);
-        n_table     = header.n_table;
-        pos_exact   = header.pos_exact;
-        cursor      = header.cursor;
-        pos_seen    = header.pos_seen;
-        votes_lost  = "";
-        n_evictions = header.n_evictions;
-        n_evicted   = header.n_evicted;
+        ring_pos      = std::move(ring);
+        n_table       = header.n_table;
+        pos_exact     = header.pos_exact;
+        cursor        = header.cursor;
+        pos_seen      = header.pos_seen;
+        votes_lost[0] = 0;
+        n_evictions   = header.n_evictions;
+        n_evicted     = header.n_evicted;
     } catch (const std::exception & e) {
         restkv_fail(RESTKV_IO, e.what());
         kv.clear(true);

@@ -85,6 +85,7 @@ uint32_t restkv_cache::score_task(const layer_state & layer, uint32_t head_kv, c
     const uint32_t n_doc = held(layer, head_kv) + (uint32_t) plan.tail_pos.size() - plan.n_guide;
 
     std::vector<int32_t> & pos = scratch.pos;
+    restkv_step("score");
     fill_pos(layer, head_kv, plan, pos);
     if (n_doc <= layer.n_window || (!layer.mask && n_doc <= layer.budget)) {
         // a layer with a large budget goes on filling it
@@ -104,11 +105,13 @@ uint32_t restkv_cache::score_task(const layer_state & layer, uint32_t head_kv, c
     return n_keep;
 }
 
-// The n_keep past cells of scratch.kept and the window move to the head's last rows before n_row_max. Cannot fail.
+// The n_keep past cells of scratch.kept and the window move to the head's last rows before n_row_max.
 void restkv_cache::move_task(const layer_state & layer, uint32_t head_kv, const evict_plan & plan,
                              const layer_data & data, restkv_scratch & scratch, uint32_t n_keep,
                              layer_kept & out) const {
-    const int64_t  t_start  = ggml_time_us();
+    const int64_t t_start = ggml_time_us();
+    plan.moved            = true;
+
     const uint32_t n_held   = held(layer, head_kv);
     const uint32_t n_doc    = n_held + (uint32_t) plan.tail_pos.size() - plan.n_guide;
     const uint32_t n_window = std::min(layer.n_window, n_doc);
@@ -123,6 +126,7 @@ void restkv_cache::move_task(const layer_state & layer, uint32_t head_kv, const 
     uint8_t *     k    = data.k + from * layer.k->nb[1] + ggml_row_size(layer.k->type, (int64_t) head_kv * layer.d_k);
     uint8_t *     v    = data.v + from * layer.v->nb[1] + ggml_row_size(layer.v->type, (int64_t) head_kv * layer.d_v);
     restkv_move_rows(k, layer.k->nb[1], ggml_row_size(layer.k->type, layer.d_k), kept, n_kept, to);
+    restkv_step("move");
     restkv_move_rows(v, layer.v->nb[1], ggml_row_size(layer.v->type, layer.d_v), kept, n_kept, to);
 
     int32_t * table = out.table.data() + (size_t) head_kv * layer.budget;

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from restkv_local.config import CHECK_ERROR_MAX
 from restkv_local.errors import ConfigError, EvictionError, ModelError
 from test_rpc import HERE, free_port, join, wait_for
 from test_rpc import build as build_rpc
+from wrong_library import build_wrong
 
 pytestmark = pytest.mark.usefixtures("native")
 # Of a process that runs a file of the tests.
@@ -256,29 +255,6 @@ def test_chat_is_as_it_was() -> None:
 
 
 # ---- a device of its own, right and wrong ------------------------------------------------------
-
-
-def build_wrong(cache: Path) -> Path:
-    """The library whose stages can be made wrong: one file compiled anew and linked with the objects of the package's
-    build, or of a build of its own where that is not at hand."""
-    key = hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]
-    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-    env = os.environ | {"PATH": path, "RESTKV_CACHE": str(cache)}
-    folder = cache / "build" / key
-    program = shutil.which("cmake", path=path)
-    assert program, "cmake is not installed; run the tests with `python3 tools/test.py`"
-    commands = [[program, "--build", str(folder), "--target", "restkv-wrong-stage"]]
-    if not (folder / "build.ninja").exists():
-        folder = cache / "build" / f"{key}-wrong"
-        configure = [program, "-S", str(ROOT / "native"), "-B", str(folder), "-G", "Ninja"]
-        commands = [
-            [*configure, f"-DPython_EXECUTABLE={sys.executable}"],
-            [program, "--build", str(folder), "--target", "restkv-wrong-stage"],
-        ]
-    for command in commands:
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
-    return folder / "wrong-stage"
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,7 @@ uint32_t restkv_cache::choose_task(const layer_state & layer, uint32_t h, const 
     }
 
     const int64_t t_start = ggml_time_us();
+    restkv_step("score");
     if (!scores_cells) {
         method->score(view, params, 0, s);
     }
@@ -136,6 +137,7 @@ void restkv_cache::keep_task(const layer_state & layer, uint32_t h, const evict_
     const uint32_t n_window = std::min(layer.n_window, n_doc);
     const uint32_t n_kept   = n_keep + n_window;
     std::iota(s.kept.begin() + n_keep, s.kept.begin() + n_kept, (int32_t) (n_doc - n_window));
+    plan.moved = plan.moved || data.sums != nullptr;
     move_votes(data, h, s.kept.data(), n_kept, plan.n_end);
 
     const int32_t * pos   = turn.pos.data() + (size_t) h * turn.cells.n_cells + turn.hidden[h];
@@ -183,6 +185,7 @@ void restkv_cache::evict_as_graphs(const std::vector<uint32_t> & members, const 
         if (!scores_cells || !turn.scored) {
             return;
         }
+        restkv_step("begin");
         turn.cells.row_slots = plan.row_slots.data();
         turn.cells.n_rows    = n_rows;
         turn.cells.weights   = weights.empty() ? nullptr : weights.data();
@@ -238,11 +241,14 @@ void restkv_cache::evict_as_graphs(const std::vector<uint32_t> & members, const 
                             [&](uint32_t h, uint32_t thread) { keep(h, choose(h, scratch[thread]), scratch[thread]); });
         }
 
-        t_start = ggml_time_us();
+        t_start    = ggml_time_us();
+        plan.moved = true;
         queue_moves(layer, kept);
+        restkv_step("move");
         event.us_compact += ggml_time_us() - t_start;
     }
     const int64_t t_start = ggml_time_us();
+    restkv_step("wait");
     end.wait();
     event.us_compact += ggml_time_us() - t_start;
 }

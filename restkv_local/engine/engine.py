@@ -236,7 +236,10 @@ class Engine(Core):
             # A recurrent state cannot go back to before the batch that was stopped.
             self.reset()
             return
-        self.n_tokens = self._facts_open.positions  # whole ubatches of a stopped chunk stay
+        self.n_tokens = self._facts_open.positions  # whole ubatches of a stopped chunk stay; 0 when the cache was lost
+        if self.n_tokens == 0:
+            self._restored = None
+            self._requires_eval = True  # there are no logits either
 
     def reset(self) -> None:
         """Forget the text; the cells are free at once."""
