@@ -255,6 +255,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
                                                    "shorter guide or a larger n_ubatch, and read the text again");
         }
         lctx->synchronize();
+        write_masks();
         observe(lctx->get_sched());
         if (votes_lost[0]) {
             return lose(*memory, votes_lost, "while the votes of the queries were counted");
@@ -318,9 +319,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             event_log.pop_front();
         }
         // what a caller of llama_decode reads when the batch does not fit even now
-        restkv_fail(RESTKV_OK, "a batch must fit the " + std::to_string(params.capacity - params.budget) +
-                                   " cells of the reserve: decode smaller batches");
-        return RESTKV_OK;
+        return say_full(RESTKV_OK);
     } catch (...) {
         return give_up(*memory, plan.moved);
     }

@@ -9,7 +9,6 @@
 #include <exception>
 #include <functional>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -38,8 +37,8 @@ inline void restkv_parallel(uint32_t n_tasks, uint32_t n_threads,
     for (uint32_t t = 1; t < n_threads; ++t) {
         try {
             threads.emplace_back(loop, t);
-        } catch (const std::system_error &) {
-            break;  // fewer threads do the same work
+        } catch (...) {
+            break;  // no more threads, or no memory for one: fewer do the same work
         }
     }
     loop(0);

@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 thread_local std::unique_ptr<restkv_armed> restkv_pending;
+thread_local const restkv_cache *          restkv_claimed = nullptr;
 
 std::string restkv_cache::refusal(const llama_model & model) {
     const llama_hparams & hparams = model.hparams;
@@ -24,12 +25,18 @@ std::string restkv_cache::refusal(const llama_model & model) {
     if (hparams.n_pos_per_embd() > 1) {
         return "models with several positions per token (M-RoPE) are not supported";
     }
-    if (model.arch == LLM_ARCH_GROK || model.arch == LLM_ARCH_T5 || model.arch == LLM_ARCH_MINIMAX_M3 ||
-        model.arch == LLM_ARCH_DEEPSEEK4 || model.arch == LLM_ARCH_GLM5_NEXT || model.arch == LLM_ARCH_DOTS3NOTE) {
+    if (model.arch == LLM_ARCH_GROK || model.arch == LLM_ARCH_T5) {  // build_attn_mha asks for their names too
         return "the attention of this family has a form of its own that the scores do not know";
     }
     if (hparams.n_layer_kv_from_start >= 0) {
         return "layers of this model share one cache";
+    }
+    for (const llama_device & device : model.devices) {
+        if (ggml_backend_dev_type(device.dev) == GGML_BACKEND_DEVICE_TYPE_META) {
+            return "tensors are split or mirrored over several devices (split_mode 3, \"tensor\"), and an eviction "
+                   "needs "
+                   "the rows of a layer in one place: use split_mode 1 (\"layer\")";
+        }
     }
     return "";
 }
@@ -54,7 +61,8 @@ void restkv_cache::claim(llama_kv_cache & kv, uint32_t & kv_size) {
     }
     kv.restkv.reset(new restkv_cache(kv, *armed));
     kv.restkv->check_shares(kv);
-    kv_size = kv.restkv->n_row_max + (armed->params.capacity - armed->params.budget);
+    restkv_claimed = kv.restkv.get();
+    kv_size        = kv.restkv->n_row_max + (armed->params.capacity - armed->params.budget);
 }
 
 restkv_cache::restkv_cache(llama_kv_cache & kv, restkv_armed armed) :
@@ -71,6 +79,10 @@ restkv_cache::restkv_cache(llama_kv_cache & kv, restkv_armed armed) :
         n_row_max = shares.head_max;
         start     = n_row_max - params.budget;
     }
+}
+
+restkv_cache::~restkv_cache() {
+    restkv_claimed = restkv_claimed == this ? nullptr : restkv_claimed;
 }
 
 void restkv_cache::init() {
@@ -187,17 +199,30 @@ void restkv_cache::init_wo() {
     for (const layer_state & layer : layers) {
         shapes.push_back({ layer.il, layer.n_head, layer.d_v });
     }
-    restkv_wo  wo     = restkv_read_wo(armed.path_model, armed.path_cache, shapes, params.n_threads);
+    restkv_wo      wo        = restkv_read_wo(armed.path_model, armed.path_cache, shapes, params.n_threads);
+    // with a quantized V the cache holds rotated values
+    const uint32_t n_rotated = n_rot();
+    for (const layer_state & layer : layers) {
+        if (n_rotated > 0 && (layer.d_v % n_rotated != 0 || (n_rotated & (n_rotated - 1)) != 0)) {
+            throw std::runtime_error("llama.cpp rotates values in pieces of " + std::to_string(n_rotated) +
+                                     ", which the factors of W_o do not know: use a V cache of f16");
+        }
+    }
     const auto finish = [&](uint32_t l, uint32_t) {
         layer_state & layer = layers[l];
         layer.wo            = std::move(wo.layers[layer.il].data);
-        for (uint32_t h = 0; kv.attn_rot_v && h < layer.n_head; ++h) {
-            // with a quantized V the cache holds rotated values
-            constexpr uint32_t N_ROT = 64;  // llama_kv_cache::build_input_v_rot
-            restkv_rotate_factor(layer.wo.data() + (size_t) h * layer.d_v * layer.d_v, layer.d_v, N_ROT);
+        for (uint32_t h = 0; n_rotated > 0 && h < layer.n_head; ++h) {
+            restkv_rotate_factor(layer.wo.data() + (size_t) h * layer.d_v * layer.d_v, layer.d_v, n_rotated);
         }
     };
     restkv_parallel((uint32_t) layers.size(), restkv_threads(params.n_threads, (uint32_t) layers.size()), finish);
+}
+
+// As llama.cpp's own graph has it.
+uint32_t restkv_cache::n_rot() const {
+    const ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
+    const ggml_tensor *    rot = kv.build_input_v_rot(ctx.get());
+    return rot ? (uint32_t) rot->ne[0] : 0;
 }
 
 // ---- memory hooks ------------------------------------------------------------------------------
@@ -221,28 +246,36 @@ void restkv_cache::clear() {
     std::fill(ring_pos.begin(), ring_pos.end(), -1);
 }
 
-bool restkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    if (seq_id > 0) {
-        return true;  // the cells are those of sequence 0
-    }
+bool restkv_cache::may_cut(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
     const llama_pos pos_max = kv.v_cells[0].seq_pos_max(0);
-    if (p0 <= 0 && p1 > pos_max) {
-        clear();
+    // the cells are those of sequence 0
+    if (seq_id > 0 || p0 > pos_max || p1 <= p0 || (p0 <= 0 && p1 > pos_max)) {
         return true;
-    }
-    if (p0 > pos_max || p1 <= p0) {
-        return true;  // nothing there
     }
     if (p1 <= pos_max) {
         restkv_fail(RESTKV_UNSUPPORTED, "a cache that evicts can only be cut at its end");
         return false;
     }
     if (p0 < pos_exact) {
-        restkv_fail(RESTKV_UNSUPPORTED, "cells up to position " + std::to_string(pos_exact) +
-                                            " have been evicted: read the text again from its start");
+        char text[128];
+        snprintf(text, sizeof(text), "cells up to position %d have been evicted: read the text again from its start",
+                 (int) pos_exact);
+        restkv_fail(RESTKV_UNSUPPORTED, text);
         return false;
     }
-    forget_from(p0);
+    return true;
+}
+
+bool restkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (!may_cut(seq_id, p0, p1)) {
+        return false;
+    }
+    const llama_pos pos_max = kv.v_cells[0].seq_pos_max(0);
+    if (seq_id <= 0 && p0 <= 0 && p1 > pos_max) {
+        clear();
+    } else if (seq_id <= 0 && p0 <= pos_max && p1 > p0) {
+        forget_from(p0);
+    }
     return true;
 }
 
@@ -252,30 +285,13 @@ void restkv_cache::seq_keep(llama_seq_id seq_id) {
     }
 }
 
-bool restkv_cache::can_cut(const llama_kv_cache & swa, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    const llama_seq_id first_seq = seq_id < 0 ? 0 : seq_id;
-    const llama_seq_id n_seq     = seq_id < 0 ? (llama_seq_id) swa.n_seq_max : seq_id + 1;
-    for (llama_seq_id s = first_seq; s < n_seq; ++s) {
-        const llama_pos pos_min = swa.seq_pos_min(s);
-        const llama_pos pos_max = swa.seq_pos_max(s);
-        if (p0 <= 0 || pos_min <= 0 || p0 > pos_max || (p1 >= 0 && p1 <= pos_max)) {
-            continue;
-        }
-        // the cell before the first one must be out of sight at p0
-        if (pos_min < p0 && llama_hparams::is_masked_swa(swa.n_swa, swa.swa_type, pos_min - 1, p0)) {
-            continue;
-        }
-        restkv_fail(RESTKV_UNSUPPORTED, "the sliding window before position " + std::to_string(p0) +
-                                            " has been overwritten: read the text again from its start");
-        return false;
-    }
-    return true;
-}
-
 bool restkv_cache::refuse(const char * operation) {
-    restkv_fail(RESTKV_UNSUPPORTED, std::string(operation) + " is not possible in a cache that evicts: its KV heads "
-                                                             "hold different positions in the same cells");
-    LLAMA_LOG_ERROR("%s\n", restkv_last_error());
+    char text[160];
+    snprintf(text, sizeof(text),
+             "%s is not possible in a cache that evicts: its KV heads hold different positions in the same cells",
+             operation);
+    restkv_fail(RESTKV_UNSUPPORTED, text);
+    LLAMA_LOG_ERROR("%s\n", text);
     return true;
 }
 
@@ -290,6 +306,13 @@ bool restkv_cache::find_slot(const llama_ubatch & ubatch, std::vector<uint32_t> 
     return true;
 }
 
+restkv_status restkv_cache::say_full(restkv_status status) const {
+    char text[128];
+    snprintf(text, sizeof(text), "a batch must fit the %u cells of the reserve: decode smaller batches",
+             params.capacity - params.budget);
+    return restkv_fail(status, text);
+}
+
 bool restkv_cache::can_evict() const {
     if (lost) {
         say_lost();
@@ -298,8 +321,7 @@ bool restkv_cache::can_evict() const {
     if (n_end() > n_row_max) {
         return true;
     }
-    restkv_fail(RESTKV_NOTHING, "a batch must fit the " + std::to_string(params.capacity - params.budget) +
-                                    " cells of the reserve: decode smaller batches");
+    say_full(RESTKV_NOTHING);
     return false;
 }
 

@@ -51,14 +51,24 @@ struct restkv_armed {
 };
 
 extern thread_local std::unique_ptr<restkv_armed> restkv_pending;
+extern thread_local const class restkv_cache *    restkv_claimed;  // what took them, until its memory is admitted
 
 class restkv_cache {
 public:
+    ~restkv_cache();
+
     // ---- hooks: construction -------------------------------------------------------------------
 
     // Take the pending settings, if this cache is one that evicts: sets kv.restkv and the number of cells. Throws
     // std::runtime_error when the cache cannot evict.
     static void claim(llama_kv_cache & kv, uint32_t & kv_size);
+
+    // After the memory of a context is made. Throws std::runtime_error when settings are left over, or when the cache that
+    // took them is a part of something that would not notice an eviction.
+    static void admit(const llama_memory_i * memory);
+
+    // The cache of a memory that evicts, or null.
+    static restkv_cache * of(const llama_memory_i & memory);
 
     // After the layers exist: ring, tables and matrices. Throws std::runtime_error.
     void init();
@@ -94,6 +104,9 @@ public:
     bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1);  // [p0, p1); false: refused, nothing has changed
     void seq_keep(llama_seq_id seq_id);
     bool refuse(const char * operation);                           // always true; leaves a message
+
+    // Whether all parts of a memory can be cut: asked before the first one changes. Any numbers as seq_rm of llama.h.
+    static bool can_rm(const llama_memory_i & memory, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
     // Whether the end [p0, p1) of a sequence can be cut off in sliding-window layers: what p0 sees must still be there.
     // Asked whether the layers beside them evict or not; what is no cut at the end is not judged.
@@ -165,6 +178,7 @@ private:
 
     explicit restkv_cache(llama_kv_cache & kv, restkv_armed armed);
 
+    bool               may_cut(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
     uint32_t           n_used() const;
     uint32_t           n_end() const;       // number of the cell that the next token gets
     uint32_t           tail_begin() const;  // first cell after the last eviction
@@ -174,6 +188,7 @@ private:
     void               check_shares(const llama_kv_cache & kv) const;
     void               init_shares();
     void               show_cells();                               // after `held` or `n_table` has changed
+    void               write_masks();                              // what show_cells() left; nothing may be under way
     std::vector<float> sinks_of(const layer_state & layer) const;  // [n_head], or empty
     llama_pos          pos_of(uint32_t cell) const;                // as llama.cpp's table has it
     window             rows(llama_pos pos_next, uint32_t n_max) const;
@@ -205,16 +220,18 @@ private:
     restkv_status give_up(llama_memory_i & memory, bool moved) noexcept;
     restkv_status lose(llama_memory_i & memory, const char * why, const char * when) noexcept;
     restkv_status say_lost() const noexcept;
+    restkv_status say_full(restkv_status status) const;  // what a batch must fit; gives the status back
     void          drop_cells(llama_pos pos_next);
     void          init_ring();
     // Method h2o: the queries in the ring vote, or those that positions [n] would overwrite. Nothing may be under way in
     // observe(), which throws before the first vote is counted, and leaves `votes_lost` after it.
     void          observe(ggml_backend_sched_t sched);
     void          observe_before(ggml_backend_sched_t sched, const llama_pos * pos, uint32_t n) noexcept;
-    void vote_on_host(const std::vector<uint32_t> & members, uint32_t n_cells, const std::vector<int32_t> & row_pos,
-                      const std::vector<int32_t> & row_slots);
-    void forget_from(llama_pos p0);  // queries and votes of what is cut
-    void init_wo();
+    void     vote_on_host(const std::vector<uint32_t> & members, uint32_t n_cells, const std::vector<int32_t> & row_pos,
+                          const std::vector<int32_t> & row_slots);
+    void     forget_from(llama_pos p0);  // queries and votes of what is cut
+    void     init_wo();
+    uint32_t n_rot() const;              // values that are rotated together, or 0
 
     // graph/evict.cpp
     void               init_graphs();
@@ -255,13 +272,16 @@ private:
 
     std::vector<llama_pos> ring_pos;                            // [n_ring] position whose query a row holds, or -1
 
-    uint32_t n_row_max = 0;       // most cells that survive an eviction: the largest budget of a layer or head
-    uint32_t start     = 0;       // first cell of a new text
-    uint64_t epoch     = 0;       // changes with what is hidden: graphs are built anew
+    uint32_t n_row_max = 0;         // most cells that survive an eviction: the largest budget of a layer or head
+    uint32_t start     = 0;         // first cell of a new text
+    uint64_t epoch     = 0;         // changes with what is hidden: graphs are built anew
 
-    uint32_t  n_table   = 0;      // 0, or n_row_max: the cells before it are those of the tables
-    llama_pos pos_exact = 0;      // position after the last eviction
-    uint32_t  cursor    = 0;      // where the next eviction goes on (restkv_method::advance)
+    std::vector<ggml_fp16_t> mask;  // of one layer
+    bool                     masks_due = false;  // the layers' masks are not what the tables say
+
+    uint32_t  n_table   = 0;                     // 0, or n_row_max: the cells before it are those of the tables
+    llama_pos pos_exact = 0;                     // position after the last eviction
+    uint32_t  cursor    = 0;                     // where the next eviction goes on (restkv_method::advance)
     bool      lost      = false;  // an eviction failed on its way: nothing is stored until the cache is cleared
 
     // method h2o

@@ -8,10 +8,6 @@
 
 #include "llama-arch.h"
 #include "llama-context.h"
-#include "llama-kv-cache-iswa.h"
-#include "llama-kv-cache.h"
-#include "llama-memory-hybrid-iswa.h"
-#include "llama-memory-hybrid.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -150,16 +146,7 @@ void restkv_disarm(void) {
 
 restkv_cache * restkv_find_cache(llama_context * ctx) {
     llama_memory_i * memory = ctx ? ctx->get_memory() : nullptr;
-    restkv_cache *   cache  = nullptr;
-    if (auto * kv = dynamic_cast<llama_kv_cache *>(memory)) {
-        cache = kv->get_restkv();
-    } else if (auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
-        cache = iswa->get_base()->get_restkv();
-    } else if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
-        cache = hybrid->get_mem_attn()->get_restkv();
-    } else if (auto * hybrid_iswa = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
-        cache = hybrid_iswa->get_mem_attn()->get_base()->get_restkv();
-    }
+    restkv_cache *   cache  = memory ? restkv_cache::of(*memory) : nullptr;
     if (!cache) {
         restkv_fail(RESTKV_INVALID, "this context has no cache that evicts");
     }

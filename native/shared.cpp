@@ -74,6 +74,7 @@ void restkv_cache::init_shares() {
         if (!buffers.back().second) {
             throw std::runtime_error("not enough memory for the masks of the heads");
         }
+        mask.resize(std::max(mask.size(), (size_t) ggml_nelements(layer.mask)));
     }
     show_cells();
 }
@@ -99,16 +100,23 @@ void restkv_cache::show_cells() {
     epoch++;
     for (layer_state & layer : layers) {
         layer.hidden = n_table > 0 ? n_row_max - *std::max_element(layer.held.begin(), layer.held.end()) : start;
-        if (!layer.mask) {
+    }
+    masks_due = armed.shares.kind == RESTKV_ALLOCATION_ADA;
+}
+
+void restkv_cache::write_masks() {
+    for (const layer_state & layer : layers) {
+        if (!masks_due || !layer.mask) {
             continue;
         }
-        const size_t             n = layer.mask->ne[0];
-        std::vector<ggml_fp16_t> mask(n * layer.n_head_kv, ggml_fp32_to_fp16(0.0f));
+        const size_t n = layer.mask->ne[0];
+        std::fill_n(mask.begin(), n * layer.n_head_kv, ggml_fp32_to_fp16(0.0f));
         for (uint32_t h = 0; h < layer.n_head_kv && n_table > 0; ++h) {
             std::fill_n(mask.begin() + h * n, n_row_max - layer.held[h], ggml_fp32_to_fp16(-INFINITY));
         }
         ggml_backend_tensor_set(layer.mask, mask.data(), 0, ggml_nbytes(layer.mask));
     }
+    masks_due = false;
 }
 
 void restkv_cache::count_cells(restkv_stats & s) const {
@@ -129,9 +137,16 @@ void restkv_cache::count_cells(restkv_stats & s) const {
 // What the layers of a graph share: rows of a ubatch by the layer's first cell, masks by its hidden cells.
 class restkv_shared_input : public llm_graph_input_i {
 public:
-    explicit restkv_shared_input(const restkv_cache & cache) : cache(cache), epoch(cache.epoch) {}
+    restkv_shared_input(restkv_cache & cache, ggml_backend_sched_t sched) :
+        cache(cache),
+        sched(sched),
+        epoch(cache.epoch) {}
 
     void set_input(const llama_ubatch * ubatch) override {
+        if (cache.masks_due) {
+            ggml_backend_sched_synchronize(sched);  // the graph before this one may still read them
+            cache.write_masks();
+        }
         if (rows.empty()) {
             return;
         }
@@ -153,19 +168,20 @@ public:
         return fits && epoch == cache.epoch;
     }
 
-    static restkv_shared_input & of(const llm_graph_context & graph, const restkv_cache & cache) {
+    static restkv_shared_input & of(const llm_graph_context & graph, restkv_cache & cache) {
         for (const auto & input : graph.res->inputs) {
             if (auto * found = dynamic_cast<restkv_shared_input *>(input.get())) {
                 return *found;
             }
         }
-        auto   made  = std::make_unique<restkv_shared_input>(cache);
+        auto   made  = std::make_unique<restkv_shared_input>(cache, graph.sched);
         auto & input = *made;
         graph.res->add_input(std::move(made));
         return input;
     }
 
-    const restkv_cache & cache;
+    restkv_cache &       cache;
+    ggml_backend_sched_t sched;
     const uint64_t       epoch;
     ggml_tensor *        idxs = nullptr;
 

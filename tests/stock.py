@@ -47,21 +47,24 @@ class Stock:
     """A model and a context of llama.cpp with a full cache and flash attention on. Use as a context manager.
 
     device: where the layers lie, as ggml names it, or several by comma; the CPU also in a build that has others.
-    gpu_layers: how many of them, from the last; -1: all.
+    gpu_layers: how many of them, from the last; -1: all. split_mode: how several devices share the tensors. n_rs_seq:
+    states of recurrent layers that are kept, to go back to.
     """
 
     def __init__(
         self, path: str | Path, *, n_ctx: int = 512, type_k: str = "f16", type_v: str = "f16", n_batch: int = 512,
-        n_threads: int = 1, device: str = "CPU", gpu_layers: int = -1,
+        n_threads: int = 1, device: str = "CPU", gpu_layers: int = -1, split_mode: int | None = None, n_rs_seq: int = 0,
     ) -> None:  # fmt: skip
         self._llama: Any = llama_module()
         _silence(self._llama)
         self._llama.llama_backend_init()
         model_params = self._llama.llama_model_default_params()
-        used = [] if device == "CPU" else [devices.handle(name) for name in device.split(",")]
+        used = [] if device == "CPU" and split_mode is None else [devices.handle(name) for name in device.split(",")]
         self._devices = (ctypes.c_void_p * (len(used) + 1))(*used, None)
         model_params.devices = ctypes.addressof(self._devices)
         model_params.n_gpu_layers = gpu_layers if used else 0
+        if split_mode is not None:
+            model_params.split_mode = split_mode
         self._model = self._llama.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
@@ -70,6 +73,7 @@ class Stock:
         params.n_threads = params.n_threads_batch = n_threads
         params.type_k, params.type_v = GGML_TYPES[type_k], GGML_TYPES[type_v]
         params.flash_attn_type = 1
+        params.n_rs_seq = n_rs_seq
         self._ctx = self._llama.llama_init_from_model(self._model, params)
         if not self._ctx:
             raise RuntimeError(f"llama.cpp cannot make a context for {path}")
