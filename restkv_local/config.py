@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from .errors import ConfigError
@@ -56,6 +58,33 @@ CELLS_MAX = 1 << 24
 H2O_QUERIES = 512
 # A guide longer than this is cut to its last tokens: only the last `window` queries score.
 GUIDE_MAX = 128
+# Most threads: GGML_MAX_N_THREADS of ggml.h. The system may give fewer, and ggml ends the process then.
+THREADS_MAX = 512
+# Bounds of sampling. llama.cpp checks none, and computes with 32-bit floats: a temperature below TEMPERATURE_MIN makes
+# numbers too large for them. 0 is the likeliest token.
+TEMPERATURE_MIN = 1e-6
+SAMPLING: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 1e3),
+    "top_k": (-1, 2**31 - 1),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "repeat_penalty": (1e-2, 1e2),
+    "frequency_penalty": (-1e2, 1e2),
+    "presence_penalty": (-1e2, 1e2),
+    "mirostat_mode": (0, 2),
+    "mirostat_tau": (0.0, 1e2),
+    "mirostat_eta": (0.0, 1e2),
+}
+_WHOLE = ("top_k", "mirostat_mode")
+# Bounds of settings that go on to llama_cpp.Llama: its C structures take 32 bits of any number without a word.
+LLAMA_BOUNDS: dict[str, tuple[int, int]] = {
+    "n_threads": (1, THREADS_MAX),
+    "n_threads_batch": (1, THREADS_MAX),
+    "n_gpu_layers": (-1, 2**31 - 1),
+    "n_ubatch": (0, CELLS_MAX),
+    "last_n_tokens_size": (0, CELLS_MAX),
+}
 # Capacities are rounded up to this many cells: the attention kernels read that many at a time.
 CELL_PAD = 256
 
@@ -237,6 +266,27 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is not in a fixed list."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def whole_in_range(name: str, value: object, low: int, high: int) -> None:
+    """Refuse what is not a whole number from low to high."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise ConfigError(f"{name} must be a whole number from {low} to {high}; got {value!r}")
+
+
+def check_sampling(options: Mapping[str, Any]) -> None:
+    """Refuse options of sampling (names as in create_completion) that are no numbers or out of bounds."""
+    for name, (low, high) in SAMPLING.items():
+        if name not in options:
+            continue
+        value = options[name]
+        if name in _WHOLE:
+            whole_in_range(name, value, int(low), int(high))
+        elif isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
+            raise ConfigError(f"{name} must be a number from {low:g} to {high:g}; got {value!r}")
+    if 0 < options.get("temperature", 0) < TEMPERATURE_MIN:
+        got = options["temperature"]
+        raise ConfigError(f"temperature must be 0 (the likeliest token) or at least {TEMPERATURE_MIN:g}; got {got!r}")
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:

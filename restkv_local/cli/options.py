@@ -17,9 +17,13 @@ from ..config import (
     DEFAULT_BUDGET,
     DEFAULT_CONTEXT,
     KV_TYPES,
+    LLAMA_BOUNDS,
     METHODS,
     PREFILLS,
+    SAMPLING,
+    THREADS_MAX,
     EvictConfig,
+    check_sampling,
     parse_budget,
 )
 from ..engine.settings import EngineSettings
@@ -56,6 +60,21 @@ class Utf8(click.ParamType):  # type: ignore[type-arg]
             before = len(str(value)[: error.start].encode())
             self.fail(f"it is not UTF-8 text (byte {before}); convert it first, for example with iconv", param, ctx)
         return str(value)
+
+
+class Temperature(click.FloatRange):
+    """Temperatures of sampling."""
+
+    def __init__(self) -> None:
+        super().__init__(*SAMPLING["temperature"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        try:
+            check_sampling({"temperature": number})  # a range takes what is no number
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        return number
 
 
 class KvType(click.ParamType):  # type: ignore[type-arg]
@@ -147,9 +166,12 @@ def engine_class(ctx: click.Context) -> Callable[..., Any]:
     return Engine
 
 
+THREADS_OPTION = click.option(
+    "--threads", type=click.IntRange(1, THREADS_MAX), default=None, help="CPU threads. Chosen when not given."
+)
 DEVICE_OPTIONS = (
     click.option(
-        "--gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True,
+        "--gpu-layers", type=click.IntRange(*LLAMA_BOUNDS["n_gpu_layers"]), default=0, show_default=True,
         help="Layers that run on the GPU; -1: all that fit.",
     ),
     click.option(
@@ -189,7 +211,7 @@ _SHARED = (
         "--kv-type", type=KvType(), default=KV_TYPES[0], show_default=True,
         help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
     ),
-    click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given."),
+    THREADS_OPTION,
     *DEVICE_OPTIONS,
     click.option(
         "--seed", type=click.IntRange(0, SEED_MAX), default=None,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .. import native
 from ..check.first_load import trust_devices
-from ..config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig
+from ..config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig, check_sampling
 from ..errors import RestkvError
 from ..models.files import resolve
 from ..native import interrupts, quiet
@@ -24,7 +24,7 @@ from ..plan.memory import GGML_TYPES, KvType, kv_pair, plan_memory
 from .construct import construct, probe_model
 from .facts import Facts
 from .logits import LogitLog, LogitRows, rows
-from .options import cache_folder, check_options, default_threads
+from .options import cache_folder, check_options, default_threads, default_threads_batch, sampling_of
 from .queueing import Queue
 from .report import Eviction, Report, Turn
 
@@ -55,7 +55,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         **llama: Any,
     ) -> None:
         evict = evict or EvictConfig()
-        check_options(evict, llama)
+        check_options(evict, llama, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
         path = resolve(model_path)
         types = kv_pair(kv_type)
         type_k, type_v = GGML_TYPES[types[0]], GGML_TYPES[types[1]]
@@ -99,7 +99,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         self._facts: Facts | None = None
 
         threads = n_threads or default_threads()
-        threads_batch = llama.pop("n_threads_batch", None) or n_threads or os.cpu_count() or 1
+        threads_batch = llama.pop("n_threads_batch", None) or n_threads or default_threads_batch()
         params = None
         if evict.method != "full":
             params = native.params_from(
@@ -150,6 +150,10 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         except BaseException:
             self.close()
             raise
+
+    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        check_sampling(sampling_of(args, kwargs))  # for `sample` without `generate`
+        return super()._init_sampler(*args, **kwargs)
 
     # ---- stopping ------------------------------------------------------------------------------
 

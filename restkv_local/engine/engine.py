@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import native
-from ..config import GUIDE_MAX
+from ..config import GUIDE_MAX, check_sampling
 from ..errors import Cancelled, ConfigError, ContextOverflow, EvictionError, RestkvError
 from ..native.binding import LIBRARY, c
 from . import prefill
 from .core import Core
 from .logits import LogitLog
-from .options import last_question
+from .options import last_question, sampling_of
 from .report import Turn
 from .state import EngineState, check_origin, read_blob, write_blob
 
@@ -254,8 +254,9 @@ class Engine(Core):
         """Llama.generate, with its rules of reuse: a prompt that extends what the cache holds is read from there on.
 
         A prompt that leaves it earlier is read from that position when nothing after it was evicted, otherwise from
-        its start; report().reevaluated and on_notice say so.
+        its start; report().reevaluated and on_notice say so. Raises ConfigError first, for sampling out of bounds.
         """
+        check_sampling(sampling_of(args, kwargs))
         inner = self._generate(_as_list(tokens), *args, **kwargs)
         return inner if self._queue.nested else self._queue.run(inner, self._uncancel, self._uncancel)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import paths
-from ..config import H2O_QUERIES, EvictConfig
+from ..config import H2O_QUERIES, LLAMA_BOUNDS, THREADS_MAX, EvictConfig, whole_in_range
 from ..errors import ConfigError
 from ..native.binding import Llama
 
@@ -20,12 +21,14 @@ _REFUSED = {
     "vocab_only": "there is nothing to evict without weights; use llama_cpp.Llama",
 }
 _OURS = {"type_k": "kv_type", "type_v": "kv_type"}
+_GENERATE = tuple(inspect.signature(Llama.generate).parameters)[2:]  # behind self and tokens
 _KNOWN = frozenset(inspect.signature(Llama.__init__).parameters) - {"self", "model_path", "kwargs"}
 
 
 
-def check_options(evict: EvictConfig, options: dict[str, Any]) -> None:
-    """Refuse options for llama_cpp.Llama that are unknown or would break the cache. Raises ConfigError."""
+def check_options(evict: EvictConfig, options: dict[str, Any], **own: Any) -> None:
+    """Refuse options for llama_cpp.Llama that are unknown or would break the cache, and those and `own` ones (arguments
+    of Engine that go on to it) that are out of bounds. Raises ConfigError."""
     for name, value in options.items():
         if name in _OURS:
             raise ConfigError(f"{name} is set by {_OURS[name]} here")
@@ -33,6 +36,11 @@ def check_options(evict: EvictConfig, options: dict[str, Any]) -> None:
             raise ConfigError(f"unknown setting '{name}'; Engine takes its own settings and those of llama_cpp.Llama")
         if name in _REFUSED and value:
             raise ConfigError(f"{name} is not possible: {_REFUSED[name]}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number; got {value!r}")
+    for name, (low, high) in LLAMA_BOUNDS.items():
+        if (number := {**options, **own}.get(name)) is not None:
+            whole_in_range(name, number, low, high)
     if not options.pop("flash_attn", True):
         raise ConfigError("flash_attn=False is not possible: the cache is evicted in flash attention's layout")
     if evict.method == "h2o" and (options.get("n_ubatch") or 0) > H2O_QUERIES:
@@ -44,7 +52,20 @@ def check_options(evict: EvictConfig, options: dict[str, Any]) -> None:
 def default_threads() -> int:
     """Threads for single tokens: half of the logical cores of a larger machine, which share arithmetic units."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return n if n <= 4 else max(4, n // 2)
+    return n if n <= 4 else min(max(4, n // 2), THREADS_MAX)
+
+
+def default_threads_batch() -> int:
+    """Threads for many tokens at once: all logical cores."""
+    return min(os.cpu_count() or 1, THREADS_MAX)
+
+
+def sampling_of(args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of Llama.generate behind the tokens, by the names that create_completion has for them."""
+    given = {**dict(zip(_GENERATE, args, strict=False)), **options}
+    if "temp" in given:
+        given["temperature"] = given["temp"]
+    return given
 
 
 def cache_folder() -> bytes | None:

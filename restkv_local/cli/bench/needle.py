@@ -16,6 +16,7 @@ from ..failure import Command
 from ..options import (
     CONTEXT_SETTINGS,
     SEED_MAX,
+    THREADS_OPTION,
     Budget,
     KvType,
     device_options,
@@ -95,7 +96,7 @@ def needle_table(result: dict[str, Any]) -> Table:
     "--kv-type", type=KvType(), default=KV_TYPES[0], show_default=True,
     help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
 )
-@click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given.")
+@THREADS_OPTION
 @device_options
 @click.option(
     "--seed", type=click.IntRange(0, SEED_MAX), default=0, show_default=True,

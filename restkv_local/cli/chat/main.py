@@ -17,7 +17,7 @@ from ...engine.settings import EngineSettings
 from ...errors import ConfigError
 from ..doctor.command import doctor
 from ..failure import one_line
-from ..options import CONTEXT_SETTINGS, Utf8, engine_class, engine_options
+from ..options import CONTEXT_SETTINGS, Temperature, Utf8, engine_class, engine_options
 from ..program import EXIT_STOPPED, Program
 from .commands import SUMMARIES, WITH_PATH, Leave, execute
 from .figures import turn_object
@@ -36,7 +36,7 @@ _EPILOG = (
     subcommand_metavar="[doctor ...]",
 )
 @engine_options()
-@click.option("--temp", type=click.FloatRange(min=0.0), default=None, help="Temperature of sampling; 0: the likeliest.")
+@click.option("--temp", type=Temperature(), default=None, help="Temperature of sampling; 0: the likeliest.")
 @click.option("--system", type=Utf8(), default=None, help="System prompt.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=None, help="Longest answer. No limit when not given.")
 @click.option(

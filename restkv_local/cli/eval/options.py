@@ -13,7 +13,7 @@ import click
 from ...config import CELLS_MAX, EVAL_BUDGETS, EVAL_CONTEXTS, EVAL_RESERVE, KV_TYPES, METHODS, PREFILLS, parse_budget
 from ...eval.grid import Grid
 from ...eval.variant import ALL, parse_variants
-from ..options import DEVICE_OPTIONS, SEED_MAX, KvType
+from ..options import DEVICE_OPTIONS, SEED_MAX, THREADS_OPTION, KvType
 
 CONVENTION = (
     "One set of cells per KV head: a budget B per query head, as papers count it, equals group x B cells here."
@@ -109,7 +109,7 @@ def grid_options(
             "--kv-type", type=KvType(), default=KV_TYPES[0], show_default=True,
             help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
         ),
-        click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads. Chosen when not given."),
+        THREADS_OPTION,
         *DEVICE_OPTIONS,
         click.option("--unverified", is_flag=True, help="Evict a family that was not checked against the reference."),
         click.option(
