@@ -123,7 +123,7 @@ def test_the_yardstick_of_the_evaluation_does_not_know_what_was_read_before(full
 def test_chat_after_clear(full: Engine) -> None:
     """What `restkv-chat --method full` does: a document and a question, /clear, the same question alone."""
     question = "Say what it is."
-    document = [{"role": "user", "content": "The keeper writes the weather into a blue book. " * 12 + question}]
+    document = [{"role": "user", "content": "The keeper writes the weather into a blue book. " * 14 + question}]
     alone = [{"role": "user", "content": question}]
     settings: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "logit_bias": {2: -100.0}}
     full.reset()
