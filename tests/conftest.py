@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Last, so that an installed package and the standard library's `test` win.
 sys.path += [str(ROOT), str(ROOT / "tools")]
 
-import _source  # noqa: E402
+from lib.setup import source  # noqa: E402
 
 # Where the build keeps its source; the tests themselves get another cache.
-BUILD_CACHE = _source.cache_dir()
+BUILD_CACHE = source.cache_dir()
 _HOME = pytest.StashKey[str]()
 # Folders that platformdirs and we ask for.
 _VARIABLES = ("RESTKV_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
@@ -49,7 +49,7 @@ def pytest_report_header() -> list[str]:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             found.append(f"{name} missing")
-    pin = _source.upstream()
+    pin = source.upstream()
     import restkv_local
 
     library = os.environ.get("RESTKV_LIB_PATH", "its own")
@@ -72,7 +72,7 @@ def sdist() -> Path:
     """The pinned source archive, from the cache that the build filled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESTKV_CACHE", str(BUILD_CACHE))
-        return _source.fetch()
+        return source.fetch()
 
 
 @pytest.fixture(scope="session")

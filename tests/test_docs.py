@@ -17,11 +17,9 @@ from typing import Any
 import click
 import pytest
 
-import _portability
-import _results
-import _settings
 import docs
-from _source import ROOT
+from lib.docs import portability, results, settings
+from lib.setup.source import ROOT
 
 PAGES = [*docs.pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "patches" / "README.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -75,7 +73,7 @@ def test_every_block_is_used() -> None:
 def test_a_stale_block_is_named_and_written() -> None:
     before = "a\n<!-- generated: methods -->\nold\n<!-- end -->\nb\n"
     after, stale = docs.render(before, "page")
-    assert stale == ["methods"] and after == before.replace("old\n", f"{_settings.methods()}\n")
+    assert stale == ["methods"] and after == before.replace("old\n", f"{settings.methods()}\n")
     assert docs.render(after, "page") == (after, [])
 
 
@@ -101,7 +99,7 @@ def test_method_table_is_that_of_the_library() -> None:
     from restkv_local.config import METHODS
     from restkv_local.plan.methods import TRAITS
 
-    rows = _settings.native_methods()
+    rows = settings.native_methods()
     assert [(row.name, row.summary) for row in rows] == native.methods()
     assert {row.name for row in rows} | {"full"} == set(METHODS)
     assert [row.name for row in rows if row.queries] == ["restkv", "snapkv", "tova", "h2o"]
@@ -115,7 +113,7 @@ def test_bounds_are_those_that_are_checked() -> None:
     from restkv_local.config import EvictConfig
     from restkv_local.errors import ConfigError
 
-    rows = {line.split("`")[1]: line for line in _settings.settings().splitlines()[2:]}
+    rows = {line.split("`")[1]: line for line in settings.settings().splitlines()[2:]}
     assert "from 2 to 1024, even" in rows["window"] and "from 1 to 1023, odd" in rows["kernel"]
     for name, low, high in re.findall(r"\| `(\w+)` \| `.+?` \| from ([\d.]+) to ([\d.]+)", "\n".join(rows.values())):
         kind = float if "." in low else int
@@ -127,8 +125,8 @@ def test_bounds_are_those_that_are_checked() -> None:
 
 
 def test_results_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_results, "FOLDER", tmp_path)
-    assert "Not measured yet" in _results.speed()
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    assert "Not measured yet" in results.speed()
     row: dict[str, Any] = {"context": 4096, "budget": 512, "capacity": 2048, "kv_bytes": 2048 * 1000}
     row["notes"] = ["a note"]
     ratios = ("prefill_ratio", "decode_ratio")
@@ -138,7 +136,7 @@ def test_results_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     settings = '"settings": {"contexts": [4096], "budget": 512, "pairs": 3, "kv_type": "f16", "model": "m.gguf"}'
     device = '"device": {"cpu": "a processor", "cores": 2}, "date": "2026-01-02T03:04:05"'
     (tmp_path / "speed.json").write_text(f'{{"rows": [{json.dumps(row)}], {settings}, {device}}}')
-    table = _results.speed()
+    table = results.speed()
     assert "| 4,096 | 2.0 ms | 2.0 ms | 2.0x (1.0 to 3.0) | 2 tok/s | - | 2.0x (1.0 to 3.0) | 200.0% | - |" in table
     assert "- 4,096: a note" in table
     assert "2 cores of a processor, m.gguf, 2026-01-02." in table
@@ -146,37 +144,37 @@ def test_results_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_memory_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_results, "FOLDER", tmp_path)
-    assert "`restkv-bench memory --json benchmarks/memory.json`" in _results.memory()
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    assert "`restkv-bench memory --json benchmarks/memory.json`" in results.memory()
     row: dict[str, Any] = {"context": 4096, "prompt_tokens": 4000, "capacity": 2048, "kv_bytes": 2048 * 1000}
     row |= {"peak_rss_bytes": 5 * 10**8, "evictions": 7, "prefill_seconds": 20.0, "evict_seconds": 0.5}
     settings = {"contexts": [4096], "budget": 512, "kv_type": "f16", "model": "m.gguf"}
     (tmp_path / "memory.json").write_text(json.dumps({"rows": [row], "settings": settings}))
-    table = _results.memory()
+    table = results.memory()
     assert "| 4,096 | 4,000 tokens | 2.0 MB | 4.0 MB | 500.0 MB | 7 | 20 s | 2.5% |" in table
     assert "`restkv-bench memory --contexts 4096 --budget 512 --json benchmarks/memory.json`" in table
 
 
 def test_portability_claims_what_was_seen_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
     file = tmp_path / "portability.json"
     seen = {"date": "2026-01-02", "on": "a card", "what": "all tests."}
     file.write_text(json.dumps({"backends": [{"backend": "CUDA", "compiled": None, "hardware": seen}]}))
-    table = _portability.portability()
+    table = portability.portability()
     assert "| CUDA | not seen | not seen | 2026-01-02, a card |" in table
     assert "- CUDA, ran on hardware: all tests." in table and "compiles:" not in table
     for wrong in ({**seen, "date": "soon"}, {**seen, "on": ""}, {"date": "2026-01-02"}):
         file.write_text(json.dumps({"backends": [{"backend": "CUDA", "hardware": wrong}]}))
-        with pytest.raises(_settings.SettingsError, match="CUDA, hardware: a sighting has date, on, what"):
-            _portability.portability()
+        with pytest.raises(settings.SettingsError, match="CUDA, hardware: a sighting has date, on, what"):
+            portability.portability()
     file.write_text(json.dumps({"backends": [{"backend": "CUDA", "works": seen}]}))
-    with pytest.raises(_settings.SettingsError, match="unknown works"):
-        _portability.portability()
+    with pytest.raises(settings.SettingsError, match="unknown works"):
+        portability.portability()
 
 
 def test_needle_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_results, "FOLDER", tmp_path)
-    assert f"`{_results.COMMANDS['needle']}`" in _results.needle()
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    assert f"`{results.COMMANDS['needle']}`" in results.needle()
     row: dict[str, Any] = {"method": "restkv", "prefill": "guided", "budget": 512, "evictions": 8, "mean": -2.5}
     row |= {"allocation": "ada", "reserve": 768}
     row |= {"log_probs": [-2.0, -3.0], "difference": -0.25, "difference_min": -0.5, "difference_max": 0.0}
@@ -185,7 +183,7 @@ def test_needle_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     settings: dict[str, Any] = {"context": 6144, "depths": 2, "budgets": [256, 512], "prefills": ["stream", "guided"]}
     settings |= {"unverified": False, "reserves": [None, 2048], "allocations": ["ada"]}
     (tmp_path / "needle.json").write_text(json.dumps({"rows": [full, row], "settings": settings}))
-    table = _results.needle()
+    table = results.needle()
     assert "| full | - | - | - | -2.50 | -3.00 | - | - |" in table
     assert "| restkv:allocation=ada | guided | 512 | 768 | -2.50 | -3.00 | -0.25 | -0.50 to +0.00 |" in table
     chosen = "--budget 256 --budget 512 --reserve 2048 --depths 2 --allocations ada"

@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from gguf import GGMLQuantizationType, dequantize
 
 import models
-from _source import ROOT
 from cli_fake import FakeEngine
+from lib.setup.source import ROOT
 from restkv_local import native
 from restkv_local.check import Device, DeviceCheck, StageCheck, check_device, devices, first_load, stages
 from restkv_local.check.cases import MOVES, SCORES, TYPES, arrays_of, pack, rows_of

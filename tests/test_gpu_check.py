@@ -14,17 +14,12 @@ from typing import Any
 
 import pytest
 
-import _check_backend
-import _check_place
-import _check_probe
-import _check_steps
-import _env
-import _gpu_results
-import _results
-import _source
 import gpu_check
-from _check_run import FAILED, OK, SKIPPED, Run
-from _progress import SetupError
+from lib.device import backend, place, probe, steps
+from lib.device.run import FAILED, OK, SKIPPED, Run
+from lib.docs import devices, results
+from lib.setup import source, venv
+from lib.setup.progress import SetupError
 
 GB = 10**9
 
@@ -44,33 +39,33 @@ def program(folder: Path, name: str, says: str = "", code: int = 0) -> Path:
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A machine with nothing on its PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(_check_backend.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(backend.ctypes.util, "find_library", lambda name: None)
     # another CUDA than the one that this machine may have
-    monkeypatch.setattr(_check_backend, "_FOLDERS", ())
+    monkeypatch.setattr(backend, "_FOLDERS", ())
     return {"PATH": str(tmp_path)}
 
 
 def test_backend_by_what_is_found(bare: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(asked: str = "auto", system: str = "linux", **env: str) -> tuple[str, str]:
-        found = _check_backend.choose(asked, bare | env, system)
+        found = backend.choose(asked, bare | env, system)
         return found.name, found.cmake_args
 
     assert chosen() == ("cpu", "")
     assert chosen(system="darwin") == ("metal", "")
     assert chosen("cpu", system="darwin") == ("cpu", "-DGGML_METAL=OFF")
     program(tmp_path, "nvidia-smi", "GPU 0: a card (UUID: GPU-1234)")
-    found = _check_backend.choose("auto", bare, "linux")
+    found = backend.choose("auto", bare, "linux")
     assert found.name == "cpu" and "found GPU 0: a card, but no nvcc" in found.why and "1234" not in found.why
     program(tmp_path, "glslc")
-    monkeypatch.setattr(_check_backend.ctypes.util, "find_library", lambda name: f"lib{name}.so.1")
+    monkeypatch.setattr(backend.ctypes.util, "find_library", lambda name: f"lib{name}.so.1")
     # nothing to run it on but a software device
-    monkeypatch.setattr(_check_backend, "_NODES", tmp_path / "dri")
+    monkeypatch.setattr(backend, "_NODES", tmp_path / "dri")
     assert chosen() == ("cpu", "")
     (tmp_path / "dri").mkdir()
     (tmp_path / "dri" / "renderD128").touch()
     assert chosen() == ("vulkan", "-DGGML_VULKAN=ON")
     nvcc = program(tmp_path, "nvcc", "release 13.0")
-    found = _check_backend.choose("auto", bare, "linux")
+    found = backend.choose("auto", bare, "linux")
     assert (found.name, found.cmake_args, found.environment) == ("cuda", "-DGGML_CUDA=ON", {"CUDACXX": str(nvcc)})
     # a card that does not answer is none
     program(tmp_path, "nvidia-smi", "no devices were found", 6)
@@ -79,7 +74,7 @@ def test_backend_by_what_is_found(bare: dict[str, str], tmp_path: Path, monkeypa
 
 def test_backend_that_was_asked_for_and_own_switches(bare: dict[str, str]) -> None:
     def chosen(asked: str, **env: str) -> tuple[str, str]:
-        found = _check_backend.choose(asked, bare | env, "linux")
+        found = backend.choose(asked, bare | env, "linux")
         return found.name, found.cmake_args
 
     assert chosen("vulkan") == ("vulkan", "-DGGML_VULKAN=ON")
@@ -96,7 +91,7 @@ def test_other_switches_build_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None
     folders = []
     for switches in ("", "-DGGML_CUDA=ON", "-DGGML_VULKAN=ON"):
         monkeypatch.setenv("CMAKE_ARGS", switches)
-        folders.append(_env.build_folder("abc"))
+        folders.append(venv.build_folder("abc"))
     assert len(set(folders)) == 3 and folders[0].name == "abc"
 
 
@@ -106,7 +101,7 @@ def test_other_switches_build_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_layers_that_fit(free: int, disk: int, layers: int) -> None:
     options = Namespace(quick=False, shape=None, layers=None, text=None)
-    found = _check_steps.sizes(options, {"memory_free": free, "description": "A card"}, disk)
+    found = steps.sizes(options, {"memory_free": free, "description": "A card"}, disk)
     assert found == {
         "shape": "llama-3.1-8b", "layers": layers, "text": 131072, "budget": 4096, "reserve": 2048, "read": 32768
     }  # fmt: skip
@@ -115,23 +110,23 @@ def test_layers_that_fit(free: int, disk: int, layers: int) -> None:
 def test_size_of_a_layer_is_that_of_the_shape() -> None:
     from restkv_local.models.shapes import SHAPES, bytes_per_cell, data_bytes
 
-    shape = SHAPES[_check_steps._SHAPE]
-    one, two = (data_bytes(shape, n, _check_steps._TYPE) for n in (1, 2))
-    assert two - one == pytest.approx(_check_steps._LAYER, rel=0.01)
-    assert one - (two - one) == pytest.approx(_check_steps._REST, rel=0.02)
-    assert bytes_per_cell(shape, 1) * _check_steps._TEXT == _check_steps._LAYER_CELLS
+    shape = SHAPES[steps._SHAPE]
+    one, two = (data_bytes(shape, n, steps._TYPE) for n in (1, 2))
+    assert two - one == pytest.approx(steps._LAYER, rel=0.01)
+    assert one - (two - one) == pytest.approx(steps._REST, rel=0.02)
+    assert bytes_per_cell(shape, 1) * steps._TEXT == steps._LAYER_CELLS
 
 
 def test_small_sizes_and_wishes() -> None:
     options = Namespace(quick=False, shape=None, layers=None, text=None)
-    assert _check_steps.sizes(options, None, GB)["shape"] == "tiny"
+    assert steps.sizes(options, None, GB)["shape"] == "tiny"
     gpu: dict[str, Any] = {"memory_free": 80 * GB, "description": "A card"}
-    assert _check_steps.sizes(options, gpu | {"description": "llvmpipe (LLVM 15.0.6, 256 bits)"}, GB)["shape"] == "tiny"
-    assert _check_steps.sizes(Namespace(**vars(options) | {"quick": True}), gpu, GB)["shape"] == "tiny"
+    assert steps.sizes(options, gpu | {"description": "llvmpipe (LLVM 15.0.6, 256 bits)"}, GB)["shape"] == "tiny"
+    assert steps.sizes(Namespace(**vars(options) | {"quick": True}), gpu, GB)["shape"] == "tiny"
     wishes = Namespace(quick=False, shape="gemma-7b", layers=2, text=8192)
-    found = _check_steps.sizes(wishes, gpu, 60 * GB)
+    found = steps.sizes(wishes, gpu, 60 * GB)
     assert (found["shape"], found["layers"], found["text"], found["budget"]) == ("gemma-7b", 2, 8192, 4096)
-    assert _check_steps.sizes(wishes, None, 60 * GB) == found | {"read": 8192}, "also without a GPU"
+    assert steps.sizes(wishes, None, 60 * GB) == found | {"read": 8192}, "also without a GPU"
 
 
 # ---- steps -------------------------------------------------------------------------------------
@@ -164,15 +159,15 @@ def test_a_step_that_fails_does_not_stop_the_rest(run: Run) -> None:
     run.command("missing", ["/no/such/program"], limit=60)
     run.skip("left out", "no reason")
     run.command("last", code(WRITE), limit=60)
-    steps = {step["name"]: step for step in saved(run)["steps"]}
-    assert [step["status"] for step in steps.values()] == [OK, *[FAILED] * 6, SKIPPED, OK]
-    assert steps["good"]["result"] == {"x": 3} and steps["good"]["summary"] == "x is 3" and not steps["good"]["log"]
-    assert steps["exit"]["reason"] == "exit code 1: broken for a reason" and "a line" in steps["exit"]["log"]
-    assert "no result" in steps["nothing"]["reason"]
-    assert steps["signal"]["reason"] == "it was ended by SIGKILL"
-    assert steps["judged"]["summary"] == "x is wrong" and steps["judged"]["result"] == {"x": 3}
-    assert steps["judge"]["reason"] == "KeyError: 'y'"
-    assert "FileNotFoundError" in steps["missing"]["reason"]
+    said = {step["name"]: step for step in saved(run)["steps"]}
+    assert [step["status"] for step in said.values()] == [OK, *[FAILED] * 6, SKIPPED, OK]
+    assert said["good"]["result"] == {"x": 3} and said["good"]["summary"] == "x is 3" and not said["good"]["log"]
+    assert said["exit"]["reason"] == "exit code 1: broken for a reason" and "a line" in said["exit"]["log"]
+    assert "no result" in said["nothing"]["reason"]
+    assert said["signal"]["reason"] == "it was ended by SIGKILL"
+    assert said["judged"]["summary"] == "x is wrong" and said["judged"]["result"] == {"x": 3}
+    assert said["judge"]["reason"] == "KeyError: 'y'"
+    assert "FileNotFoundError" in said["missing"]["reason"]
     assert [step.name for step in run.failed] == ["exit", "nothing", "signal", "judged", "judge", "missing"]
     run.finish("a verdict")
     assert saved(run)["verdict"] == "a verdict" and saved(run)["ok"] is False and saved(run)["finished"] is True
@@ -210,11 +205,11 @@ def test_counts_of_the_tests(tmp_path: Path) -> None:
         '<testsuites><testsuite tests="4" failures="1" errors="0" skipped="1"><testcase classname="a" name="b"/>'
         '<testcase classname="a" name="c"><failure message="x"/></testcase></testsuite></testsuites>'
     )
-    found = _check_steps.read_tests(path)
+    found = steps.read_tests(path)
     assert found == {"tests": 4, "failures": 1, "errors": 0, "skipped": 1, "failed": ["a::c"]}
-    assert _check_steps._tests(found) == (False, "2 of 3 passed, 1 skipped; first: a::c")
-    assert _check_steps._tests(found | {"failures": 0, "failed": []})[0] is True
-    assert _check_steps._tests({"tests": 0, "failures": 0, "errors": 0, "skipped": 0, "failed": []})[0] is False
+    assert steps._tests(found) == (False, "2 of 3 passed, 1 skipped; first: a::c")
+    assert steps._tests(found | {"failures": 0, "failed": []})[0] is True
+    assert steps._tests({"tests": 0, "failures": 0, "errors": 0, "skipped": 0, "failed": []})[0] is False
 
 
 @pytest.mark.parametrize(("device", "small"), [("llvmpipe (LLVM 19.1.7, 256 bits)", True), ("A card", False)])
@@ -222,7 +217,7 @@ def test_a_target_is_for_a_card(device: str, small: bool, run: Run) -> None:
     run.facts |= {"on": "X0", "devices": [{"name": "X0", "description": device}], "options": {"quick": False}}
     target = {"value": 0.6, "most": 0.05, "least": None, "met": False}
     run.call("bench", lambda: (True, "", "", {"targets": {"evict_share": target}}))
-    said = _check_steps.verdict(run)
+    said = steps.verdict(run)
     assert "60.0%, target at most 5%: missed" in said and ("meant for a GPU" in said) is small
 
 
@@ -232,70 +227,70 @@ def test_readings_compared() -> None:
         sets = {"first": [{1, 2, 3, 4}], "last": [{1, 2}], "logprob": -2.0, "tokens": [1, 2, 3]}
         return same | sets | changes
 
-    found = _check_probe.compared(reading(), reading(), reading())
+    found = probe.compared(reading(), reading(), reading())
     assert found["first_sets"] == found["sets"] == 1 and found["logprob_difference"] == 0 and found["tokens"] == 3
-    assert _check_steps._engine(found)[0]
-    found = _check_probe.compared(reading(), reading(first=[{1, 2, 3, 5}]), reading(last=[{1, 9}], tokens=[1, 2, 9]))
+    assert steps._engine(found)[0]
+    found = probe.compared(reading(), reading(first=[{1, 2, 3, 5}]), reading(last=[{1, 9}], tokens=[1, 2, 9]))
     assert found["first_sets"] == 0.75 and found["sets"] == 0.5 and found["tokens"] == 2
-    assert not _check_steps._engine(found)[0]
-    far = _check_probe.compared(reading(logprob=-2.2), reading(), reading())
-    assert not _check_steps._engine(far)[0]
-    nothing = _check_probe.compared(reading(evictions=0), reading(), reading())
-    assert not _check_steps._engine(nothing)[0]
+    assert not steps._engine(found)[0]
+    far = probe.compared(reading(logprob=-2.2), reading(), reading())
+    assert not steps._engine(far)[0]
+    nothing = probe.compared(reading(evictions=0), reading(), reading())
+    assert not steps._engine(nothing)[0]
 
 
 def test_stages_of_a_device() -> None:
     right = {"verdict": "ok", "stages": [1] * 6, "error": 1e-6, "sets": 1.0, "reason": ""}
-    assert _check_steps._stages(right) == (True, "6 cases, scores within 1.0e-06, 100.00% of the sets equal")
+    assert steps._stages(right) == (True, "6 cases, scores within 1.0e-06, 100.00% of the sets equal")
     wrong = right | {"verdict": "mismatch", "reason": "score of x: off"}
-    assert _check_steps._stages(wrong) == (False, "mismatch: score of x: off")
+    assert steps._stages(wrong) == (False, "mismatch: score of x: off")
     # a device that lacks operations is served through the host: slower, and right
-    assert _check_steps._stages(right | {"verdict": "unsupported", "reason": "no y"})[0]
-    assert not _check_steps._stages(right | {"verdict": "failed"})[0]
+    assert steps._stages(right | {"verdict": "unsupported", "reason": "no y"})[0]
+    assert not steps._stages(right | {"verdict": "failed"})[0]
 
 
 def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_results, "FOLDER", tmp_path)
-    assert _gpu_results.gpu_checks() == f"Not measured yet; the command is `{_gpu_results.COMMAND}`."
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    assert devices.gpu_checks() == f"Not measured yet; the command is `{devices.COMMAND}`."
     eviction = {"model": "m.gguf", "cells_before": 6144, "cells_after": 4096, "seconds": 0.0123, "evict_share": 0.031}
     text: dict[str, Any] = {"decode_ms": 9.0, "decode_ms_bound": 6.0, "stock_decode_ms": 30.0}
     text |= {"stock_decode_ms_bound": 21.0, "first_token_seconds": 20.0, "first_token_seconds_bound": 15.0}
     text |= {"stock_first_token_seconds": None}
     bench = {"eviction": eviction | {"bytes_per_s": 3e11}, "memory": {"saved": 0.93}, "text": text}
-    steps = [
+    listed = [
         {"name": "tests", "status": FAILED, "result": None},
         {"name": "bench", "status": OK, "result": bench | {"copy_bytes_per_s": 1e12}},
     ]
-    found: dict[str, Any] = {"on": "CUDA0", "devices": [{"name": "CUDA0", "description": "A card"}], "steps": steps}
+    found: dict[str, Any] = {"on": "CUDA0", "devices": [{"name": "CUDA0", "description": "A card"}], "steps": listed}
     (tmp_path / "gpu-check-a.json").write_text(json.dumps(found | {"date": "2026-01-02T03:04:05"}))
     row = (
         "| A card (CUDA0) | m.gguf, 6,144 to 4,096 cells | 12.3 ms | 3.1% | 30% | 9.0 ms (6.0 ms) | 30.0 ms (21.0 ms) "
         "| 20.0 s (15.0 s) | - | 93.0% | 1 right, wrong: tests | 2026-01-02 |"
     )
-    assert row in _gpu_results.gpu_checks()
+    assert row in devices.gpu_checks()
     # without a measurement there is still a row
-    (tmp_path / "gpu-check-a.json").write_text(json.dumps(found | {"date": "2026-01-02", "steps": steps[:1]}))
-    assert "| A card (CUDA0) | - | - |" in _gpu_results.gpu_checks()
-    assert _gpu_results.gpu_evictions().startswith("Not measured yet")
+    (tmp_path / "gpu-check-a.json").write_text(json.dumps(found | {"date": "2026-01-02", "steps": listed[:1]}))
+    assert "| A card (CUDA0) | - | - |" in devices.gpu_checks()
+    assert devices.gpu_evictions().startswith("Not measured yet")
     # a benchmark alone, with what the doctor and the tests said
-    parts = dict.fromkeys(_gpu_results._STAGES, 0.002)
+    parts = dict.fromkeys(devices._STAGES, 0.002)
     bench["eviction"] |= {"stages": parts, "prefill_tokens": 2048, "prefill_seconds": 0.4, "bytes_per_s": 3e9}
     targets = {"evict_share": {"value": 0.76, "most": 0.05, "least": None, "met": False}}
     targets["saved"] = {"value": 0.93, "most": None, "least": 0.85, "met": True}
     where = {"on": "CUDA0", "devices": found["devices"], "date": "2026-01-03", "copy_bytes_per_s": 1e12}
     (tmp_path / "device-b.json").write_text(json.dumps(bench | where | {"targets": targets}))
-    assert "| 12.3 ms | 3.1% | 0.3% |" in _gpu_results.gpu_checks()
-    assert "| 93.0% | - | 2026-01-03 |" in _gpu_results.gpu_checks()
+    assert "| 12.3 ms | 3.1% | 0.3% |" in devices.gpu_checks()
+    assert "| 93.0% | - | 2026-01-03 |" in devices.gpu_checks()
     (tmp_path / "stages-b.json").write_text('{"stages": [{"verdict": "ok"}, {"verdict": "mismatch"}]}')
     counts = {"tests": 5, "failures": 1, "errors": 0, "skipped": 1, "failed": ["tests.test_a::test_b[x-CUDA0]"]}
     (tmp_path / "tests-b.json").write_text(json.dumps(counts))
     said = "1 of 2 cases of the stages right; 3 of 4 tests passed, failed: `test_b[x-CUDA0]`"
-    assert f"| 93.0% | {said} | 2026-01-03 |" in _gpu_results.gpu_checks()
+    assert f"| 93.0% | {said} | 2026-01-03 |" in devices.gpu_checks()
     row = (
         "| A card (CUDA0) | 12.3 ms | 2.0 ms | 2.0 ms | 2.0 ms | 2.0 ms | 2.0 ms | 2.3 ms | 2,048 tokens in 400 ms "
         "| 76.0% | at most 5%: missed | 93.0% | at least 85%: met |"
     )
-    assert row in _gpu_results.gpu_evictions()
+    assert row in devices.gpu_evictions()
 
 
 # ---- the program -------------------------------------------------------------------------------
@@ -310,11 +305,11 @@ def test_a_build_that_fails_is_told_in_the_file(
     def ensure(*, tests: bool) -> None:
         raise SetupError(f"building the library failed: no. The log is {log}")
 
-    monkeypatch.setattr(_env, "ensure", ensure)
+    monkeypatch.setattr(venv, "ensure", ensure)
     monkeypatch.setenv("CMAKE_ARGS", "")
     assert gpu_check.main(["--backend", "cpu", "--json", str(tmp_path / "x.json")]) == 1
     found = json.loads((tmp_path / "x.json").read_text())
-    assert [step["status"] for step in found["steps"]] == [FAILED, *[SKIPPED] * len(_check_steps.NAMES)]
+    assert [step["status"] for step in found["steps"]] == [FAILED, *[SKIPPED] * len(steps.NAMES)]
     assert found["steps"][0]["result"] == {"log": ["the compiler said no"]}
     assert found["finished"] and not found["ok"] and "build" in found["verdict"]
     assert "attach it to a report" in capsys.readouterr().out
@@ -324,7 +319,7 @@ def test_stopped_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def ensure(*, tests: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_env, "ensure", ensure)
+    monkeypatch.setattr(venv, "ensure", ensure)
     monkeypatch.setenv("CMAKE_ARGS", "")
     assert gpu_check.main(["--backend", "cpu", "--json", str(tmp_path / "x.json")]) == 130
     assert json.loads((tmp_path / "x.json").read_text())["verdict"] == "stopped by hand"
@@ -355,7 +350,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     ignore = shutil.ignore_patterns("__pycache__", "lib")
     for name in ("tools", "patches", "restkv_local"):
-        shutil.copytree(_source.ROOT / name, tmp_path / "checkout" / name, ignore=None if name == "tools" else ignore)
+        shutil.copytree(source.ROOT / name, tmp_path / "checkout" / name, ignore=None if name == "tools" else ignore)
     for name, value in {
         "RESTKV_LIB_PATH": str(native.library_dir()), "PATH": str(tmp_path), "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
         "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "RESTKV_CACHE": str(tmp_path / "cache"),
@@ -388,30 +383,30 @@ def test_here_without_a_library_says_so_once(checkout: Path, monkeypatch: pytest
     done, found = here(checkout)
     assert done.returncode == 1
     statuses = {step["name"]: step["status"] for step in found["steps"]}
-    assert statuses == {"devices": FAILED, **dict.fromkeys(_check_steps.NAMES, SKIPPED)}
+    assert statuses == {"devices": FAILED, **dict.fromkeys(steps.NAMES, SKIPPED)}
     assert "LibraryError" in found["steps"][0]["reason"] and "nothing" in found["verdict"]
 
 
 def test_here_leaves_out_by_name(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No pytest, no embedded model: the steps that need them are skipped, and the verdict tells."""
-    monkeypatch.setattr(_check_place.importlib.util, "find_spec", lambda name: None)
-    devices = '{"devices": [{"name": "CPU", "kind": "cpu", "description": "A processor"}], "embedded_model": null}'
+    monkeypatch.setattr(place.importlib.util, "find_spec", lambda name: None)
+    told = '{"devices": [{"name": "CPU", "kind": "cpu", "description": "A processor"}], "embedded_model": null}'
     monkeypatch.setattr(sys, "executable", str(program(tmp_path, "python")))
-    Path(sys.executable).write_text(f"#!/bin/sh\necho '{devices}' > \"$3\"\n")
+    Path(sys.executable).write_text(f"#!/bin/sh\necho '{told}' > \"$3\"\n")
     options = Namespace(quick=True, only=["tests", "engine"], shape=None, layers=None, text=None)
-    place = _check_place.at_hand()
-    assert place.pytest is None and place.environment["PIP_NO_INDEX"] == "1"
-    _check_steps.all_steps(run, options, place)
+    programs = place.at_hand()
+    assert programs.pytest is None and programs.environment["PIP_NO_INDEX"] == "1"
+    steps.all_steps(run, options, programs)
     run.facts["options"] = {"quick": True}
-    said = _check_steps.verdict(run)
+    said = steps.verdict(run)
     assert [step.status for step in run.steps] == [OK, SKIPPED, SKIPPED]
     assert "left out: tests (pytest is not installed" in said and "left out: engine (the embedded model" in said
 
 
 @pytest.mark.usefixtures("native")
 def test_short_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_env, "ensure", lambda *, tests: None)
-    monkeypatch.setattr(_env, "python", lambda: Path(sys.executable))
+    monkeypatch.setattr(venv, "ensure", lambda *, tests: None)
+    monkeypatch.setattr(venv, "python", lambda: Path(sys.executable))
     monkeypatch.setenv("CMAKE_ARGS", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--quick", "--backend", "cpu", "--only", "stages,model,bench", "--text", "1024"]
@@ -419,10 +414,10 @@ def test_short_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = json.loads((tmp_path / "x.json").read_text())
     names = ["build", "devices", "stages of the CPU's kernels", "stages on CPU", "model", "bench"]
     assert [step["name"] for step in found["steps"]] == names and found["ok"] and found["finished"]
-    steps = {step["name"]: step for step in found["steps"]}
+    said = {step["name"]: step for step in found["steps"]}
     assert found["on"] == "CPU" and found["backend"]["name"] == "cpu" and found["versions"]["restkv_local"]
-    assert steps["stages on CPU"]["result"]["verdict"] == "ok" and steps["stages on CPU"]["result"]["rows_equal"]
-    bench = steps["bench"]["result"]
+    assert said["stages on CPU"]["result"]["verdict"] == "ok" and said["stages on CPU"]["result"]["rows_equal"]
+    bench = said["bench"]["result"]
     assert bench["eviction"]["cells_before"] == 768 and bench["text"]["context"] == 1024
     assert "CPU" in found["verdict"] and "target at most 5%" in found["verdict"]
     assert all(step["seconds"] >= 0 for step in found["steps"])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import models
-from _source import ROOT
+from lib.setup.source import ROOT
 from restkv_local import native
 from wrong_library import build_wrong
 

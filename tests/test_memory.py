@@ -12,8 +12,8 @@ import pytest
 
 import hybrid
 import models
-from _source import ROOT
 from evicting import Evicting
+from lib.setup.source import ROOT
 from restkv_local import native
 from restkv_local.config import EvictConfig
 from restkv_local.errors import ModelError

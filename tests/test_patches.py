@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import _source
 import patches as tool
-from _patch import PatchError, added_lines, apply_patch
-from _source import PATCHES, ROOT, SourceError
+from lib.setup import source
+from lib.setup.patch import PatchError, added_lines, apply_patch
+from lib.setup.source import PATCHES, ROOT, SourceError
 
 # The series holds hooks and call sites; whatever needs more lines belongs in native/.
 LINES_MAX = 150
@@ -31,7 +31,7 @@ def local_source(sdist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def stock(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pinned source, unpatched."""
     tree = tmp_path_factory.mktemp("stock") / "llama.cpp"
-    _source.unpack(sdist, tree, _source.upstream()["folder"])
+    source.unpack(sdist, tree, source.upstream()["folder"])
     return tree
 
 
@@ -58,18 +58,18 @@ def text_of(tree: Path) -> str:
 
 def patched_files() -> list[str]:
     """The files that the series changes, as the tool sees them."""
-    from _patch import read_patch
+    from lib.setup.patch import read_patch
 
-    return sorted({file.path for path in _source.series() for file in read_patch(path.read_text(), path.name)})
+    return sorted({file.path for path in source.series() for file in read_patch(path.read_text(), path.name)})
 
 
 def test_series_applies_and_is_small(stock: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(stock, tree)
-    assert _source.apply(tree) is True
-    assert _source.apply(tree) is False, "a second run must recognise the series"
-    _source.verify(tree)
-    lines = sum(added_lines(path.read_text(), path.name) for path in _source.series())
+    assert source.apply(tree) is True
+    assert source.apply(tree) is False, "a second run must recognise the series"
+    source.verify(tree)
+    lines = sum(added_lines(path.read_text(), path.name) for path in source.series())
     assert 0 < lines <= LINES_MAX
     for name in patched_files():
         assert "restkv" in (tree / name).read_text()
@@ -83,9 +83,9 @@ def test_same_result_as_git(stock: Path, tmp_path: Path) -> None:
             if (stock / name).exists():
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(stock / name, tree / name)
-    _source.apply(ours)
+    source.apply(ours)
     env = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
-    for path in _source.series():
+    for path in source.series():
         subprocess.run(["git", "apply", str(path)], cwd=gits, env=env, check=True)
     for name in patched_files():
         assert (ours / name).read_bytes() == (gits / name).read_bytes(), name
@@ -93,7 +93,7 @@ def test_same_result_as_git(stock: Path, tmp_path: Path) -> None:
 
 def test_toy_applies(toy: tuple[Path, Path]) -> None:
     tree, series = toy
-    assert _source.apply(tree, series)
+    assert source.apply(tree, series)
     lines = text_of(tree).splitlines()
     assert lines[1:5] == ["line 2", "line 3", "restkv_hook();", "line 4"]
     assert lines[8:] == ["line 8", "restkv_last();", "line 10"]
@@ -119,17 +119,17 @@ def test_broken_patch_stops_and_writes_nothing(toy: tuple[Path, Path], old: str,
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(SourceError) as caught:
-        _source.apply(tree, series)
+        source.apply(tree, series)
     assert words in str(caught.value) and "patches.py checkout" in str(caught.value)
-    assert text_of(tree) == before and not (tree / _source.STAMP).exists()
+    assert text_of(tree) == before and not (tree / source.STAMP).exists()
     with pytest.raises(SourceError, match="is not patched"):
-        _source.verify(tree, series)
+        source.verify(tree, series)
 
 
 def test_broken_hunk_of_the_real_series_stops_the_build(stock: Path, tmp_path: Path) -> None:
     series = tmp_path / "series"
     shutil.copytree(PATCHES, series)
-    last = _source.series(series)[-1]
+    last = source.series(series)[-1]
     lines = last.read_text().split("\n")
     context = next(i for i, line in enumerate(lines) if line.startswith("@@")) + 1
     lines[context] = lines[context][:1] + "not in llama.cpp"
@@ -137,7 +137,7 @@ def test_broken_hunk_of_the_real_series_stops_the_build(stock: Path, tmp_path: P
     tree = tmp_path / "tree"
     shutil.copytree(stock, tree)
     with pytest.raises(SourceError, match=rf"{last.name} does not fit"):
-        _source.apply(tree, series)
+        source.apply(tree, series)
 
 
 def test_applies_inside_another_checkout(toy: tuple[Path, Path], tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_applies_inside_another_checkout(toy: tuple[Path, Path], tmp_path: Path)
     if shutil.which("git"):
         subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / ".git").mkdir(exist_ok=True)
-    assert _source.apply(tree, series)
+    assert source.apply(tree, series)
     assert "restkv_hook" in text_of(tree)
 
 
@@ -154,22 +154,22 @@ def test_empty_series_stops(toy: tuple[Path, Path]) -> None:
     tree, series = toy
     (series / "0001-hook.patch").unlink()
     with pytest.raises(SourceError, match="holds no patch"):
-        _source.apply(tree, series)
+        source.apply(tree, series)
 
 
 def test_verify_sees_every_change(toy: tuple[Path, Path]) -> None:
     tree, series = toy
-    _source.apply(tree, series)
+    source.apply(tree, series)
     good = text_of(tree)
     (tree / "a.cpp").write_text(good.replace("line 1\n", "line one\n", 1))
     with pytest.raises(SourceError, match="was changed after the series"):
-        _source.verify(tree, series)
+        source.verify(tree, series)
     (tree / "a.cpp").write_text(good)
-    _source.verify(tree, series)
+    source.verify(tree, series)
     path = series / "0001-hook.patch"
     path.write_text(path.read_text().replace("restkv_hook", "restkv_other"))
     with pytest.raises(SourceError, match="another version of the series"):
-        _source.verify(tree, series)
+        source.verify(tree, series)
 
 
 def test_patched_file_without_a_call_of_ours_is_refused(toy: tuple[Path, Path]) -> None:
@@ -177,7 +177,7 @@ def test_patched_file_without_a_call_of_ours_is_refused(toy: tuple[Path, Path]) 
     path = series / "0001-hook.patch"
     path.write_text(path.read_text().replace("restkv_", "other_"))
     with pytest.raises(SourceError, match="holds no call of ours"):
-        _source.apply(tree, series)
+        source.apply(tree, series)
 
 
 def test_new_file_and_two_hunks_of_nothing_old(tmp_path: Path) -> None:
@@ -197,21 +197,21 @@ def test_foreign_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "other.tar.gz").write_bytes(b"not the source")
     monkeypatch.setenv("RESTKV_SDIST", str(tmp_path / "other.tar.gz"))
     with pytest.raises(SourceError, match="is not the pinned source"):
-        _source.fetch()
+        source.fetch()
     monkeypatch.setenv("RESTKV_SDIST", str(tmp_path / "none"))
     with pytest.raises(SourceError, match="which is not a file"):
-        _source.fetch()
+        source.fetch()
 
 
 def test_prepare_makes_the_tree_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESTKV_CACHE", str(tmp_path))
-    tree = _source.prepare()
+    tree = source.prepare()
     assert tree.parent == tmp_path / "src" and [path.name for path in tree.parent.iterdir() if path.is_dir()] == [
         tree.name
     ]
-    made = (tree / _source.STAMP).stat().st_mtime_ns
+    made = (tree / source.STAMP).stat().st_mtime_ns
     monkeypatch.setenv("RESTKV_SDIST", str(tmp_path / "not needed any more"))
-    assert _source.prepare() == tree and (tree / _source.STAMP).stat().st_mtime_ns == made
+    assert source.prepare() == tree and (tree / source.STAMP).stat().st_mtime_ns == made
     name = patched_files()[0]
     (tree / name).write_text("stock again")
     done = subprocess.run(
@@ -229,9 +229,9 @@ def test_checkout_then_refresh_gives_the_same_series(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="checkout --force"):
         tool.checkout(tmp_path / "work", series)
     tool.refresh(tmp_path / "work", series)
-    for path in _source.series():
+    for path in source.series():
         assert (series / path.name).read_bytes() == path.read_bytes(), f"write {path.name} with `patches.py refresh`"
-    assert len(_source.series(series)) == len(_source.series())
+    assert len(source.series(series)) == len(source.series())
     (tmp_path / "work" / "CMakeLists.txt").write_text("changed")
     with pytest.raises(SourceError, match="commit or drop them first"):
         tool.refresh(tmp_path / "work", series)
@@ -241,7 +241,7 @@ def test_checkout_then_refresh_gives_the_same_series(tmp_path: Path) -> None:
 def test_conflict_says_what_to_do(tmp_path: Path) -> None:
     series = tmp_path / "series"
     shutil.copytree(PATCHES, series)
-    first = _source.series(series)[0]
+    first = source.series(series)[0]
     lines = first.read_text().split("\n")
     context = next(i for i, line in enumerate(lines) if line.startswith("@@")) + 1
     lines[context] = lines[context][:1] + "not in llama.cpp"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import _quality
+from lib.docs import quality
 from restkv_local.cli.eval import main as program
 from restkv_local.eval.variant import parse_variants
 
@@ -36,12 +36,12 @@ def _write(folder: Path, name: str, records: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(_quality, "FOLDER", tmp_path)
+    monkeypatch.setattr(quality, "FOLDER", tmp_path)
     return tmp_path
 
 
 def test_what_was_not_measured_says_so(folder: Path) -> None:
-    for text in (_quality.block("niah")(), _quality.ruler(), _quality.standing()):
+    for text in (quality.block("niah")(), quality.ruler(), quality.standing()):
         assert text.startswith("Not measured yet")
 
 
@@ -61,7 +61,7 @@ def test_standing_says_where_restkv_wins_and_where_it_loses(folder: Path) -> Non
             needles.append(_record("niah", "restkv", f"{kind}-{i}", {"score": 1.0, "log_prob": ours - 0.01 * i}, kind))
             needles.append(_record("niah", "fifo", f"{kind}-{i}", {"score": 0.0, "log_prob": -9.0 - 0.1 * i}, kind))
     _write(folder, "niah", needles)
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in _quality.standing().splitlines()[2:]]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in quality.standing().splitlines()[2:]]
     assert [(line[0].split(",")[0], line[2], line[3], line[-1]) for line in lines] == [
         ("fidelity", "64", "3", "best"), ("fidelity", "128", "3", "behind"), ("fidelity", "256", "3", "level"),
         ("niah", "64", "3", "best"),
@@ -74,13 +74,13 @@ def test_ruler_says_what_the_full_cache_cannot_do(folder: Path) -> None:
         _record(task, name, "0", {"score": score})
         for task, name, score in (("vt", "full", 0.0), ("vt", "restkv", 0.0), ("qa", "full", 1.0))
     ])  # fmt: skip
-    text = _quality.ruler()
+    text = quality.ruler()
     assert "| `vt` | no | 1 | 0.000 | 0.000 |" in text and "| `qa` | yes | 1 | 1.000 | - |" in text
 
 
-@pytest.mark.parametrize("name", list(_quality.COMMANDS))
+@pytest.mark.parametrize("name", list(quality.COMMANDS))
 def test_committed_results_are_those_of_the_commands(name: str) -> None:
-    words = shlex.split(_quality.COMMANDS[name])
+    words = shlex.split(quality.COMMANDS[name])
     context = program.main.commands[words[1]].make_context(words[1], words[2:])  # raises for what cannot be
     values = context.params
     names = [variant.name for variant in parse_variants(values["methods"])]
@@ -91,7 +91,7 @@ def test_committed_results_are_those_of_the_commands(name: str) -> None:
             for variant, budget, prefill in product(names, values["budgets"], values["prefills"]):
                 allowed.add((length, seed, variant, budget, prefill))
     found = set()
-    for record in _quality.load(name):
+    for record in quality.load(name):
         setting = record["setting"]
         key = (record["context"], record["seed"], setting["name"])
         found.add(key if setting["method"] == "full" else (*key, setting["budget"], setting["prefill"]))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from _source import ROOT, upstream
+from lib.setup.source import ROOT, upstream
 
 NATIVE = sorted(path for suffix in ("cpp", "h") for path in (ROOT / "native").rglob(f"*.{suffix}"))
 PYTHON = sorted(path for name in ("restkv_local", "tools", "tests") for path in (ROOT / name).rglob("*.py"))
@@ -63,10 +63,11 @@ def test_pins_agree() -> None:
     pin = upstream()
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'"llama-cpp-python=={pin["version"]}"' in project
-    model = re.search(r'^MODEL = "(.+)"$', (ROOT / "tools" / "_env.py").read_text(encoding="utf-8"), re.MULTILINE)
+    setup = (ROOT / "tools" / "lib" / "setup" / "venv.py").read_text(encoding="utf-8")
+    model = re.search(r'^MODEL = "(.+)"$', setup, re.MULTILINE)
     assert model and f'smollm2 = ["{model[1]}"]' in project
     build = re.search(r"scikit-build-core[>=.\d]+", project)
-    assert build and build[0] in (ROOT / "tools" / "_env.py").read_text(encoding="utf-8")
+    assert build and build[0] in setup
 
 
 def test_changelog_names_the_version_and_the_commit() -> None:

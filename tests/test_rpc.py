@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from _source import ROOT
+from lib.setup.source import ROOT
 from restkv_local import native
 
 HERE = Path(__file__).parent

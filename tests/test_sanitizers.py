@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import models
-from _source import ROOT
+from lib.setup.source import ROOT
 
 
 def build(cache: Path, target: str) -> Path:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import _env
-import _progress
-from _source import ROOT
+from lib.setup import progress, venv
+from lib.setup.source import ROOT
 
 # pip without the user's indexes; port 9 (discard) refuses connections.
 OFFLINE = {
@@ -87,11 +86,18 @@ def test_old_python_is_one_sentence(tool: str) -> None:
     assert only_line(done.stderr) == f"{tool}: Python 3.10 or newer is needed, this is 3.8; install a newer python3"
 
 
+def test_setting_up_needs_the_standard_library_alone() -> None:
+    names = ", ".join(f"lib.setup.{path.stem}" for path in (ROOT / "tools" / "lib" / "setup").glob("*.py"))
+    code = f"import sys; sys.path.insert(0, sys.argv[1]); import {names}, patches, gpu_check, patch_cost"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(ROOT / "tools")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_missing_venv_module_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_env, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(_env.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(_progress.SetupError, match=r"^Python's venv module is missing.*install python3\.\d+-venv$"):
-        _env._make_venv(_progress.Progress(tmp_path / "log"))
+    monkeypatch.setattr(venv, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(venv.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(progress.SetupError, match=r"^Python's venv module is missing.*install python3\.\d+-venv$"):
+        venv._make_venv(progress.Progress(tmp_path / "log"))
 
 
 def test_no_network_and_broken_environment(clone: Path) -> None:
@@ -108,19 +114,19 @@ def test_no_network_and_broken_environment(clone: Path) -> None:
 
 
 def test_reason_of_our_own_tools_reaches_the_user(tmp_path: Path) -> None:
-    progress = _progress.Progress(tmp_path / "log")
-    progress.step("building")
+    line = progress.Progress(tmp_path / "log")
+    line.step("building")
     command = [sys.executable, "-c", "import sys; sys.exit('  patches.py: the hunk does not fit')"]
-    with pytest.raises(_progress.SetupError, match=r"^building failed: the hunk does not fit\. The log is .*log$"):
-        progress.run(command, dict(os.environ), tmp_path, "see the log")
-    progress.close()
+    with pytest.raises(progress.SetupError, match=r"^building failed: the hunk does not fit\. The log is .*log$"):
+        line.run(command, dict(os.environ), tmp_path, "see the log")
+    line.close()
 
 
 def test_terminal_shows_one_line_with_the_share_done(tmp_path: Path) -> None:
     pexpect = pytest.importorskip("pexpect")
     code = (
-        "import sys, os, pathlib; sys.path.insert(0, sys.argv[1]); import _progress; "
-        "p = _progress.Progress(pathlib.Path('log')); p.step('building'); "
+        "import sys, os, pathlib; sys.path.insert(0, sys.argv[1]); from lib.setup import progress; "
+        "p = progress.Progress(pathlib.Path('log')); p.step('building'); "
         "p.run([sys.executable, '-c', 'import time; print(\"[30/60] Building\", flush=True); time.sleep(1.5)'], "
         "dict(os.environ), pathlib.Path('.'), ''); p.close('ready')"
     )
@@ -133,35 +139,39 @@ def test_terminal_shows_one_line_with_the_share_done(tmp_path: Path) -> None:
 
 def test_environment_is_used_as_it_is_until_something_changes(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ROOT", clone), ("VENV", clone / ".venv"), ("STAMP", clone / ".venv" / "stamp.json")):
-        monkeypatch.setattr(_env, name, value)
-    monkeypatch.setattr(_env, "inputs_key", lambda root=clone: keys(root))
-    monkeypatch.setattr(_env, "python", lambda: Path(sys.executable))
+        monkeypatch.setattr(venv, name, value)
+    monkeypatch.setattr(venv, "inputs_key", lambda root=clone: keys(root))
+    monkeypatch.setattr(venv, "python", lambda: Path(sys.executable))
     (clone / ".venv").mkdir()
-    assert not _env.ready(tests=False)
-    _env.STAMP.write_text(json.dumps(_env.wanted(tests=False)))
-    assert _env.ready(tests=False) and not _env.ready(tests=True)
-    _env.STAMP.write_text(json.dumps(_env.wanted(tests=True)))
-    assert _env.ready(tests=False) and _env.ready(tests=True)
+    assert not venv.ready(tests=False)
+    venv.STAMP.write_text(json.dumps(venv.wanted(tests=False)))
+    assert venv.ready(tests=False) and not venv.ready(tests=True)
+    venv.STAMP.write_text(json.dumps(venv.wanted(tests=True)))
+    assert venv.ready(tests=False) and venv.ready(tests=True)
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=ON")
-    assert not _env.ready(tests=True)
+    assert not venv.ready(tests=True)
     monkeypatch.delenv("CMAKE_ARGS")
     (clone / "restkv_local" / "new.py").write_text("x = 1\n")
-    assert not _env.ready(tests=True)
+    assert not venv.ready(tests=True)
 
 
-keys = _env.inputs_key
+keys = venv.inputs_key
 
 
 def test_key_ignores_what_is_not_installed(clone: Path) -> None:
-    before = _env.inputs_key(clone)
+    before = venv.inputs_key(clone)
     (clone / "restkv_local" / "__pycache__").mkdir()
     (clone / "restkv_local" / "__pycache__" / "a.pyc").write_bytes(b"x")
     (clone / "tests").mkdir()
     (clone / "tests" / "test_a.py").write_text("")
-    assert _env.inputs_key(clone) == before
+    (clone / "tools" / "lib" / "docs" / "new.py").write_text("")
+    assert venv.inputs_key(clone) == before
     with (clone / "patches" / "UPSTREAM").open("a") as file:
         file.write("# a comment\n")
-    assert _env.inputs_key(clone) != before
+    patched = venv.inputs_key(clone)
+    assert patched != before
+    (clone / "tools" / "lib" / "setup" / "new.py").write_text("")
+    assert venv.inputs_key(clone) != patched
 
 
 def test_installed_libraries_are_plain_files() -> None:

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from _source import ROOT
+from lib.setup.source import ROOT
 
 
 def build_wrong(cache: Path) -> Path:

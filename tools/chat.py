@@ -6,7 +6,7 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit("chat.py: Python 3.10 or newer is needed, this is %d.%d; install a newer python3" % sys.version_info[:2])
 
-import _env
+from lib.setup import venv
 
 if __name__ == "__main__":
-    sys.exit(_env.main("restkv-chat", sys.argv[1:], tests=False))
+    sys.exit(venv.main("restkv-chat", sys.argv[1:], tests=False))

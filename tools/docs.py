@@ -21,50 +21,44 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 try:
-    import _gpu_results
-    import _help
-    import _portability
-    import _quality
-    import _results
-    import _settings
-    import _tasks
+    from lib.docs import devices, portability, programs, quality, results, settings, tasks
 except ModuleNotFoundError as err:
     sys.exit(f"docs.py: {err.name} is missing; run it inside the environment: . .venv/bin/activate")
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "restkv-chat": _help.chat,
-    "restkv-chat commands": _help.chat_commands,
-    "restkv-bench": _help.bench,
-    "restkv-eval": _help.evaluation,
-    "methods": _settings.methods,
-    "settings": _settings.settings,
-    "limits": _settings.limits,
-    "verified families": _settings.families,
-    "speed": _results.speed,
-    "memory": _results.memory,
-    "needle": _results.needle,
-    "machine": _results.machine,
-    "patch cost": _results.patch_cost,
-    "gpu checks": _gpu_results.gpu_checks,
-    "gpu evictions": _gpu_results.gpu_evictions,
-    "portability": _portability.portability,
-    "ruler tasks": _tasks.ruler,
-    "longbench tasks": _tasks.longbench,
-    "infinitebench tasks": _tasks.infinitebench,
-    "reason tasks": _tasks.reason,
-    "quality commands": _quality.commands,
-    "quality reading": _quality.reading,
-    "quality standing": _quality.standing,
-    "quality fidelity": _quality.block("fidelity"),
-    "quality generated": _quality.block("generated"),
-    "quality allocation": _quality.block("allocation"),
-    "quality niah": _quality.block("niah"),
-    "quality needle-budgets": _quality.block("needle-budgets"),
-    "quality ablation": _quality.block("ablation"),
-    "quality needle-ablation": _quality.block("needle-ablation"),
-    "quality prefill": _quality.block("prefill"),
-    "quality ruler": _quality.ruler,
-    "quality long": _quality.block("long"),
+    "restkv-chat": programs.chat,
+    "restkv-chat commands": programs.chat_commands,
+    "restkv-bench": programs.bench,
+    "restkv-eval": programs.evaluation,
+    "methods": settings.methods,
+    "settings": settings.settings,
+    "limits": settings.limits,
+    "verified families": settings.families,
+    "speed": results.speed,
+    "memory": results.memory,
+    "needle": results.needle,
+    "machine": results.machine,
+    "patch cost": results.patch_cost,
+    "gpu checks": devices.gpu_checks,
+    "gpu evictions": devices.gpu_evictions,
+    "portability": portability.portability,
+    "ruler tasks": tasks.ruler,
+    "longbench tasks": tasks.longbench,
+    "infinitebench tasks": tasks.infinitebench,
+    "reason tasks": tasks.reason,
+    "quality commands": quality.commands,
+    "quality reading": quality.reading,
+    "quality standing": quality.standing,
+    "quality fidelity": quality.block("fidelity"),
+    "quality generated": quality.block("generated"),
+    "quality allocation": quality.block("allocation"),
+    "quality niah": quality.block("niah"),
+    "quality needle-budgets": quality.block("needle-budgets"),
+    "quality ablation": quality.block("ablation"),
+    "quality needle-ablation": quality.block("needle-ablation"),
+    "quality prefill": quality.block("prefill"),
+    "quality ruler": quality.ruler,
+    "quality long": quality.block("long"),
 }
 _BLOCK = re.compile(r"(<!-- generated: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _MARK = re.compile(r"<!-- (?:generated: [^>]+?|end) -->")
@@ -108,7 +102,7 @@ def main(argv: list[str]) -> int:
         inside = page.relative_to(ROOT)
         try:
             text, stale = render(page.read_text(encoding="utf-8"), str(inside))
-        except (DocsError, _settings.SettingsError) as err:
+        except (DocsError, settings.SettingsError) as err:
             print(f"docs.py: {err}", file=sys.stderr)
             return 1
         found += len(stale)

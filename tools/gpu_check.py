@@ -21,13 +21,11 @@ import platform
 import shutil
 from pathlib import Path
 
-import _check_backend
-import _check_place
-import _check_steps
-import _env
-from _check_run import Run
-from _progress import SetupError
-from _source import ROOT, cache_dir, upstream
+from lib.device import backend, place, steps
+from lib.device.run import Run
+from lib.setup import venv
+from lib.setup.progress import SetupError
+from lib.setup.source import ROOT, cache_dir, upstream
 
 FORMAT = 1
 
@@ -39,7 +37,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="the short version of every step, and no large model")
     parser.add_argument(
-        "--backend", choices=["auto", *_check_backend.SWITCHES], default="auto",
+        "--backend", choices=["auto", *backend.SWITCHES], default="auto",
         help="what to build (auto: by what is found; the CMAKE_ARGS that are set stay)",
     )  # fmt: skip
     parser.add_argument(
@@ -53,11 +51,11 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=None, help="its layers (as many as fit the device and the disk)")
     parser.add_argument("--text", type=int, default=None, metavar="TOKENS", help="length of the text that it reads")
     parser.add_argument("--only", default=None, metavar="STEPS",
-                        help=f"some of the steps, by comma: {', '.join(_check_steps.NAMES)}")  # fmt: skip
+                        help=f"some of the steps, by comma: {', '.join(steps.NAMES)}")  # fmt: skip
     found = parser.parse_args(words)
-    chosen = found.only.split(",") if found.only else list(_check_steps.NAMES)
-    if unknown := [name for name in chosen if name not in _check_steps.NAMES]:
-        parser.error(f"there is no step '{unknown[0]}'; known are {', '.join(_check_steps.NAMES)}")
+    chosen = found.only.split(",") if found.only else list(steps.NAMES)
+    if unknown := [name for name in chosen if name not in steps.NAMES]:
+        parser.error(f"there is no step '{unknown[0]}'; known are {', '.join(steps.NAMES)}")
     found.only = chosen
     if found.here and found.backend != "auto":
         parser.error("--backend chooses what is built, and --here builds nothing: give one of them")
@@ -69,53 +67,53 @@ def arguments(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]) -> int:
     """Run all steps; returns the exit code."""
     options = arguments(words)
-    backend = _check_backend.HERE if options.here else _check_backend.choose(options.backend, os.environ)
+    built = backend.HERE if options.here else backend.choose(options.backend, os.environ)
     # The build reads them, and so does whatever it starts.
-    os.environ.update({**backend.environment, **({"CMAKE_ARGS": backend.cmake_args} if backend.cmake_args else {})})
-    print(f"backend {backend.name}: {backend.why}", file=sys.stderr, flush=True)
+    os.environ.update({**built.environment, **({"CMAKE_ARGS": built.cmake_args} if built.cmake_args else {})})
+    print(f"backend {built.name}: {built.why}", file=sys.stderr, flush=True)
     now = datetime.datetime.now(datetime.timezone.utc)
     logs = cache_dir() / "logs" / f"gpu-check-{now:%Y%m%d-%H%M%S}-{os.getpid()}"
     facts = {
         "format": FORMAT,
         "date": now.isoformat(timespec="seconds"),
-        "backend": {"name": backend.name, "why": backend.why, "cmake_args": backend.cmake_args},
+        "backend": {"name": built.name, "why": built.why, "cmake_args": built.cmake_args},
         "llama_cpp_commit": upstream()["commit"],
         "system": platform.platform(),
         "python": platform.python_version(),
-        "drivers": _check_backend.driver_facts(),
+        "drivers": backend.driver_facts(),
         "options": {name: value for name, value in vars(options).items() if name != "json"},
         "finished": False,
     }
-    place = _check_place.at_hand() if options.here else _check_place.made()
-    run = Run(options.json.resolve(), logs, facts, place.environment, ROOT)
+    programs = place.at_hand() if options.here else place.made()
+    run = Run(options.json.resolve(), logs, facts, programs.environment, ROOT)
     try:
         if not options.here:
-            run.call("build", lambda: _build(backend))
+            run.call("build", lambda: _build(built))
         if run.failed:
             for name in options.only:
                 run.skip(name, "nothing was built")
         else:
-            _check_steps.all_steps(run, options, place)
+            steps.all_steps(run, options, programs)
     except KeyboardInterrupt:
         run.finish("stopped by hand")
         print(f"\nstopped; what was done is in {options.json}", file=sys.stderr)
         return 130
     finally:
         shutil.rmtree(logs, ignore_errors=True)
-    run.finish(_check_steps.verdict(run))
+    run.finish(steps.verdict(run))
     print(f"\n{run.facts['verdict']}\nThe figures are in {options.json}; attach it to a report of an error.")
     return 1 if run.failed else 0
 
 
-def _build(backend: _check_backend.Backend) -> tuple[bool, str, str, object]:
+def _build(built: backend.Backend) -> tuple[bool, str, str, object]:
     """The environment of the tests with a library of this backend."""
     try:
-        _env.ensure(tests=True)
+        venv.ensure(tests=True)
     except SetupError as error:
         log = Path(str(error).rpartition("The log is ")[2])
         tail = log.read_text(errors="replace").splitlines()[-40:] if log.is_file() else []
         return False, "", str(error), {"log": tail}
-    return True, backend.cmake_args or "no switches", "", {"cmake_args": backend.cmake_args}
+    return True, built.cmake_args or "no switches", "", {"cmake_args": built.cmake_args}
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import _env
-from _progress import SetupError
-from _source import ROOT, SourceError, cache_dir, fetch, lock, unpack, upstream
+from lib.setup import venv
+from lib.setup.progress import SetupError
+from lib.setup.source import ROOT, SourceError, cache_dir, fetch, lock, unpack, upstream
 
-_CHILD = ROOT / "tools" / "_patch_cost_run.py"
+_CHILD = ROOT / "tools" / "lib" / "device" / "patch_cost.py"
 # As native/CMakeLists.txt builds the patched one.
 _OFF = ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER", "APP")
 _FIGURES = ("decode_ms", "prefill_ms")
@@ -41,8 +41,8 @@ def stock_library() -> Path:
     with lock(tree.parent / ".lock"):
         if not tree.is_dir():
             unpack(fetch(), tree, pin["folder"])
-    build = _env.build_folder(f"stock-{pin['commit']}")
-    env = _env.environment(PATH=os.pathsep.join([str(_env.python().parent), os.environ.get("PATH", os.defpath)]))
+    build = venv.build_folder(f"stock-{pin['commit']}")
+    env = venv.environment(PATH=os.pathsep.join([str(venv.python().parent), os.environ.get("PATH", os.defpath)]))
     switches = [f"-DLLAMA_BUILD_{name}=OFF" for name in _OFF]
     switches += ["-DLLAMA_OPENSSL=OFF", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_TYPE=Release"]
     switches += ["-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN"]
@@ -52,7 +52,7 @@ def stock_library() -> Path:
         ["-S", str(tree), "-B", str(build), "-G", "Ninja", *switches],
         ["--build", str(build), "--target", "llama"],
     ):
-        done = subprocess.run([str(_env.script("cmake")), *words], env=env, capture_output=True, text=True)
+        done = subprocess.run([str(venv.script("cmake")), *words], env=env, capture_output=True, text=True)
         if done.returncode:
             raise SetupError(f"the unpatched llama.cpp does not build:\n{(done.stdout + done.stderr)[-4000:]}")
     return build / "bin"
@@ -60,8 +60,8 @@ def stock_library() -> Path:
 
 def measure(library: str, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of one process with a library; "" is the patched one. Raises SetupError."""
-    words = [str(_env.python()), str(_CHILD), str(options.gpu_layers), str(options.threads), options.model or ""]
-    env = _env.environment(**({"LLAMA_CPP_LIB_PATH": library} if library else {}))
+    words = [str(venv.python()), str(_CHILD), str(options.gpu_layers), str(options.threads), options.model or ""]
+    env = venv.environment(**({"LLAMA_CPP_LIB_PATH": library} if library else {}))
     done = subprocess.run(words, env=env, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise SetupError(f"a measurement failed:\n{done.stderr[-4000:]}")
@@ -110,7 +110,7 @@ def main(words: list[str]) -> int:
     if options.model and not Path(options.model).is_file():
         parser.error(f"--model: there is no file '{options.model}'")
     try:
-        _env.ensure(tests=False)
+        venv.ensure(tests=False)
         result = compare(options)
     except (SetupError, SourceError) as error:
         sys.exit(f"patch_cost.py: {error}")

@@ -18,16 +18,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import _source
-from _patch import added_lines
-from _source import PATCHES, SourceError
+from lib.setup import source
+from lib.setup.patch import added_lines
+from lib.setup.source import PATCHES, SourceError
 
 _BASE = "upstream"
 
 
 def work_dir() -> Path:
     """Where `checkout` puts the work tree when no folder is given."""
-    return _source.cache_dir() / "work" / "llama.cpp"
+    return source.cache_dir() / "work" / "llama.cpp"
 
 
 def git(tree: Path, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -47,9 +47,9 @@ def checkout(tree: Path, patches: Path = PATCHES, *, force: bool = False) -> Non
     """Unpack the pinned source into tree as a git repository: tag `upstream`, then one commit per patch."""
     if tree.exists() and not force:
         raise SourceError(f"{tree} exists; work there, or start over with `checkout --force` (drops your commits)")
-    pin = _source.upstream(patches)
+    pin = source.upstream(patches)
     shutil.rmtree(tree, ignore_errors=True)
-    _source.unpack(_source.fetch(patches), tree, pin["folder"])
+    source.unpack(source.fetch(patches), tree, pin["folder"])
     git(tree, "init", "-q")
     if git(tree, "config", "user.email", check=False).returncode:
         git(tree, "config", "user.name", "restkv-local")
@@ -57,7 +57,7 @@ def checkout(tree: Path, patches: Path = PATCHES, *, force: bool = False) -> Non
     git(tree, "add", "-A", "-f")
     git(tree, "commit", "-q", "-m", f"llama.cpp {pin['commit']} of {pin['package']} {pin['version']}")
     git(tree, "tag", _BASE)
-    paths = _source.series(patches)
+    paths = source.series(patches)
     done = git(tree, "am", "-q", "-3", *map(str, paths), check=False) if paths else None
     if done is not None and done.returncode:
         raise SourceError(
@@ -65,7 +65,7 @@ def checkout(tree: Path, patches: Path = PATCHES, *, force: bool = False) -> Non
             f"  cd {tree}\n"
             "  git status                      # shows the conflict; edit the files\n"
             "  git add -A && git am --continue # then the next patch; again until done\n"
-            f"  python3 {_source.ROOT / 'tools' / 'patches.py'} refresh {tree}"
+            f"  python3 {source.ROOT / 'tools' / 'patches.py'} refresh {tree}"
         )
     print(f"{tree}: {len(paths)} patches as commits on the tag '{_BASE}'")
     print(f"change them with `git commit --amend` or `git rebase -i {_BASE}`, then: python3 tools/patches.py refresh")
@@ -84,15 +84,15 @@ def refresh(tree: Path, patches: Path = PATCHES) -> None:
     options = ["--zero-commit", "--no-numbered", "--no-signature", "--abbrev=7"]
     git(tree, "format-patch", "-q", *options, "-o", str(out), f"{_BASE}..HEAD")
     shutil.copy(patches / "UPSTREAM", out / "UPSTREAM")
-    new = _source.series(out)
+    new = source.series(out)
     check = tree.parent / f"{tree.name}.check"
     shutil.rmtree(check, ignore_errors=True)
     try:
-        _source.unpack(_source.fetch(patches), check, _source.upstream(patches)["folder"])
-        _source.apply(check, out)
+        source.unpack(source.fetch(patches), check, source.upstream(patches)["folder"])
+        source.apply(check, out)
     finally:
         shutil.rmtree(check, ignore_errors=True)
-    for path in _source.series(patches):
+    for path in source.series(patches):
         path.unlink()
     for path in new:
         shutil.copy(path, patches / path.name)
@@ -119,13 +119,13 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "refresh":
             refresh(args.tree.resolve())
         elif args.command == "fetch":
-            print(_source.fetch())
+            print(source.fetch())
         elif args.command == "prepare":
-            print(_source.prepare())
+            print(source.prepare())
         elif args.command == "apply":
-            print("applied" if _source.apply(args.tree) else "applied already")
+            print("applied" if source.apply(args.tree) else "applied already")
         else:
-            _source.verify(args.tree)
+            source.verify(args.tree)
             print("verified")
     except SourceError as err:
         print(f"patches.py: {err}", file=sys.stderr)

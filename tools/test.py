@@ -8,10 +8,9 @@ if sys.version_info < (3, 10):
 
 import os
 
-import _env
-import _source
+from lib.setup import source, venv
 
 if __name__ == "__main__":
     # Arguments are paths inside the repository, wherever this is called from.
-    os.chdir(_source.ROOT)
-    sys.exit(_env.main("pytest", sys.argv[1:], tests=True))
+    os.chdir(source.ROOT)
+    sys.exit(venv.main("pytest", sys.argv[1:], tests=True))

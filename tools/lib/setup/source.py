@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from _patch import PatchError, apply_patch
+from .patch import PatchError, apply_patch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 PATCHES = ROOT / "patches"
 
 # Left by a finished patch run; names the series and the bytes of every file that it touched.
@@ -74,9 +74,9 @@ def series(patches: Path = PATCHES) -> list[Path]:
 
 def series_key(patches: Path = PATCHES) -> str:
     """Hash of the pin, the series and the code that applies it: names a patched tree."""
-    tools = Path(__file__).resolve().parent
+    here = Path(__file__).resolve()
     digest = hashlib.sha256()
-    for path in [patches / "UPSTREAM", *series(patches), tools / "_patch.py", tools / "_source.py"]:
+    for path in [patches / "UPSTREAM", *series(patches), here.with_name("patch.py"), here]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from ..setup.source import ROOT
+
 # Who published a method; one without a paper says so here.
 _PAPERS = {
     "restkv": "ReST-KV, ICLR 2026",
@@ -87,7 +87,7 @@ def methods() -> str:
     rows = ["| method | what it keeps | looks at | pooling | memory | time | from |", "|---|---|---|---|---|---|---|"]
     for method in native_methods():
         if method.name not in _PAPERS:
-            raise SettingsError(f"say in tools/_settings.py who published the method '{method.name}'")
+            raise SettingsError(f"say in tools/lib/docs/settings.py who published the method '{method.name}'")
         source = f"[{_PAPERS[method.name]}](../native/methods/{method.name}.cpp)"
         own = TRAITS[method.name]
         looks = _LOOKS[own.queries] + (", W_o" if method.wo else "")

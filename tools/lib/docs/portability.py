@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from _results import load
-from _settings import SettingsError
+from .results import load
+from .settings import SettingsError
 
 # Columns: field of a backend -> heading.
 _COLUMNS = {"compiled": "compiles", "software": "ran on a software device", "hardware": "ran on hardware"}

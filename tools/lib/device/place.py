@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import _env
-from _source import ROOT
+from ..setup import venv
+from ..setup.source import ROOT
 
 Words = list[str | Path]
 
-# Of restkv-bench, where the package may have no program installed.
-_BENCH = "import sys; from restkv_local.cli.bench import main; sys.argv[0] = 'restkv-bench'; main()"
+PROBE = Path(__file__).with_name("probe.py")
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,10 @@ class Place:
 
 
 def made() -> Place:
-    """The environment of the tests, once `_env.ensure` has made it."""
+    """The environment of the tests, once `venv.ensure` has made it."""
     return Place(
-        _env.python(), [_env.script("restkv-bench")], [_env.script("pytest")],
-        ("tests/test_graph.py", "tests/test_rpc.py"), _env.environment(),
+        venv.python(), [venv.script("restkv-bench")], [venv.script("pytest")],
+        ("tests/test_graph.py", "tests/test_rpc.py"), venv.environment(),
     )  # fmt: skip
 
 
@@ -46,5 +45,6 @@ def at_hand() -> Place:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PIP_NO_INDEX": "1"}
     pytest: Words | None = [python, "-m", "pytest"] if importlib.util.find_spec("pytest") else None
     return Place(
-        python, [python, "-c", _BENCH], pytest, ("tests/test_graph.py", "tests/test_device_plan.py"), environment
-    )
+        python, [python, PROBE, "restkv-bench"], pytest,
+        ("tests/test_graph.py", "tests/test_device_plan.py"), environment,
+    )  # fmt: skip

@@ -1,6 +1,6 @@
 """One process of tools/patch_cost.py: a library, patched or not, without eviction. Prints one line of JSON.
 
-    python _patch_cost_run.py GPU_LAYERS THREADS MODEL
+    python patch_cost.py GPU_LAYERS THREADS MODEL
 
 MODEL "": the embedded one. $LLAMA_CPP_LIB_PATH: another library than the package's.
 """

@@ -1,10 +1,12 @@
-"""The steps of tools/gpu_check.py that need the package. Each writes one JSON file.
+"""The steps of tools/gpu_check.py that need the package. Each writes one JSON file:
 
-    python _check_probe.py about FILE                  devices, versions
-    python _check_probe.py fused FILE [quick]          our own kernels on the CPU against the reference
-    python _check_probe.py stages FILE DEVICE [quick]  the stages on a device against the CPU
-    python _check_probe.py engine FILE LAYERS CELLS TOKENS
+    python probe.py about FILE                  devices, versions
+    python probe.py fused FILE [quick]          our own kernels on the CPU against the reference
+    python probe.py stages FILE DEVICE [quick]  the stages on a device against the CPU
+    python probe.py engine FILE LAYERS CELLS TOKENS
         the embedded model with so many layers on the GPU against the CPU: CELLS survive an eviction, as many are free
+
+and `python probe.py restkv-bench WORDS` is that program, where it is not installed.
 """
 
 from __future__ import annotations
@@ -161,7 +163,11 @@ def _version(name: str) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Do what the words say."""
+    """Do what the words say. restkv-bench exits by itself."""
+    if words[:1] == ["restkv-bench"]:
+        from restkv_local.cli.bench.main import main as bench
+
+        bench(words[1:], prog_name=words[0])
     step, target, *rest = words
     if step == "about":
         result = about()

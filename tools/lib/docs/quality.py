@@ -4,14 +4,15 @@ ReST-KV stands among its like. No number is written by hand."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..setup.source import ROOT
 
 if TYPE_CHECKING:
     from restkv_local.eval.results import Record
     from restkv_local.eval.summary import Row
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "quality"
+FOLDER = ROOT / "benchmarks" / "quality"
 OURS = "restkv"
 # Of a kind of needle or a task that the full cache itself answers less often, nothing can be lost.
 ABLE = 0.5

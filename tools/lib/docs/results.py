@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+from ..setup.source import ROOT
+
+FOLDER = ROOT / "benchmarks"
 # File -> the command that makes it, from the root of a checkout.
 COMMANDS = {
     "speed": "restkv-bench speed --contexts 4096,16384,32768,131072 --budget 1024 --json benchmarks/speed.json",

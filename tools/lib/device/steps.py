@@ -10,12 +10,11 @@ import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
-from _check_place import Place, Words
-from _check_run import Run
-from _source import ROOT, cache_dir
+from ..setup.source import ROOT, cache_dir
+from .place import PROBE, Place, Words
+from .run import Run
 
 NAMES = ("stages", "tests", "engine", "model", "bench")
-_PROBE = ROOT / "tools" / "_check_probe.py"
 _GPUS = ("gpu", "igpu")
 # In the description of a device that is a program.
 _SOFTWARE = ("llvmpipe", "lavapipe", "swiftshader")
@@ -37,7 +36,7 @@ _SMALL = {"shape": "tiny", "layers": 2, "text": 4096, "budget": 512, "reserve": 
 def all_steps(run: Run, options: argparse.Namespace, place: Place) -> None:
     """Everything after the build."""
     python, quick = place.python, (["quick"] if options.quick else [])
-    run.command("devices", [python, _PROBE, "about", "{out}"], judge=_devices)
+    run.command("devices", [python, PROBE, "about", "{out}"], judge=_devices)
     found = run.result("devices")
     if found is None:
         for name in options.only:
@@ -49,9 +48,9 @@ def all_steps(run: Run, options: argparse.Namespace, place: Place) -> None:
     run.facts["on"] = gpu["name"] if gpu else "CPU"
     if "stages" in options.only:
         # The yardstick first: numba compiles the reference for it.
-        run.command("stages of the CPU's kernels", [python, _PROBE, "fused", "{out}", *quick], judge=_stages)
+        run.command("stages of the CPU's kernels", [python, PROBE, "fused", "{out}", *quick], judge=_stages)
         for device in devices:
-            words = [python, _PROBE, "stages", "{out}", device["name"], *quick]
+            words = [python, PROBE, "stages", "{out}", device["name"], *quick]
             run.command(f"stages on {device['name']}", words, judge=_stages)
     if "tests" in options.only and place.pytest is None:
         run.skip("tests", f"pytest is not installed for {python}")
@@ -64,7 +63,7 @@ def all_steps(run: Run, options: argparse.Namespace, place: Place) -> None:
         run.skip("engine", "the embedded model is not installed, and RESTKV_MODEL names none")
     elif "engine" in options.only:
         lengths = _ENGINE_SOFTWARE if _is_software(gpu) else _ENGINE_QUICK if options.quick else _ENGINE
-        words = [python, _PROBE, "engine", "{out}", "-1" if gpu else "0", *map(str, lengths)]
+        words = [python, PROBE, "engine", "{out}", "-1" if gpu else "0", *map(str, lengths)]
         run.command("engine", words, judge=_engine)
     size = sizes(options, gpu, shutil.disk_usage(cache_dir()).free)
     model = _model(run, options, size, place)
@@ -102,7 +101,8 @@ def _model(run: Run, options: argparse.Namespace, size: dict[str, Any], place: P
         return None
     layers = [] if size["layers"] is None else ["--layers", str(size["layers"])]
     # A writer that has changed writes another file.
-    writer = b"".join((ROOT / "restkv_local" / name).read_bytes() for name in ("shapes.py", "random_gguf.py"))
+    models = ROOT / "restkv_local" / "models"
+    writer = b"".join((models / name).read_bytes() for name in ("shapes.py", "random_gguf.py"))
     key = hashlib.sha256(writer).hexdigest()[:8]
     path = cache_dir() / "shapes" / f"{size['shape']}-{size['layers'] or 'all'}-{key}.{_TYPE}.gguf"
     if path.is_file():

