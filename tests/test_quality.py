@@ -1,8 +1,10 @@
-"""docs/quality.md: what its tables say of results, and that the results are those of the commands it names."""
+"""docs/quality.md and docs/quality-grids.md: what their tables say of results, and that the results are those of the
+commands they name."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from itertools import product
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 import pytest
 
+import docs
 from lib.docs import quality
+from lib.setup.source import ROOT
 from restkv_local.cli.eval import main as program
 from restkv_local.eval.variant import parse_variants
 
@@ -76,6 +80,47 @@ def test_ruler_says_what_the_full_cache_cannot_do(folder: Path) -> None:
     ])  # fmt: skip
     text = quality.ruler()
     assert "| `vt` | no | 1 | 0.000 | 0.000 |" in text and "| `qa` | yes | 1 | 1.000 | - |" in text
+
+
+def test_main_grids_are_the_first_of_their_files(folder: Path) -> None:
+    _write(folder, "fidelity", [
+        _record("fidelity", name, f"s{i}", {"kl": kl + i / 10}, kind="code", budget=budget)
+        for name, kl in (("full", 0.0), ("restkv", 0.2), ("snapkv", 0.4))
+        for budget in ((64,) if name == "full" else (64, 128))
+        for i in range(3)
+    ])  # fmt: skip
+    text = quality.in_short()
+    assert text.startswith("Fidelity: KL(full, evicted), nats, 512 tokens, exact; full cache")
+    assert "| method | budget 64 | budget 128 |" in text and "| snapkv | " in text
+    assert text.endswith(quality.missing("needle-budgets")), "what was not measured says so"
+
+
+def test_conclusions_and_grids_have_a_page_each() -> None:
+    pages = {page.name: page.read_text(encoding="utf-8") for page in docs.pages()}
+    short, grids = pages["quality.md"], pages["quality-grids.md"]
+    assert len(short.splitlines()) <= 120
+    assert short.split("\n\n")[1].startswith("One model of 135M, 2 to 12 samples"), "in its first sentence"
+    blocks = {name: set(re.findall(r"<!-- generated: (quality [^>]+?) -->", text)) for name, text in pages.items()}
+    assert blocks["quality.md"] == {"quality reading", "quality standing", "quality in short"}
+    everything = {name for name in docs.BLOCKS if name.startswith("quality ")}
+    assert blocks["quality-grids.md"] == everything - blocks["quality.md"]
+    for name, text in (("quality.md", short), ("quality-grids.md", grids)):
+        line = next(line for line in text.splitlines() if line.startswith("| restkv |"))
+        changed, stale = docs.render(text.replace(line, "| restkv | 0.000 |", 1), name)
+        assert changed == text and len(stale) == 1, "a grid that was changed by hand is found and written anew"
+
+
+def test_samples_are_as_many_as_the_first_sentence_says() -> None:
+    from restkv_local.eval.summary import part_of, rows
+
+    counted: set[int] = set()
+    for name in quality.COMMANDS:
+        records = quality.load(name)
+        able = quality._able(rows(records, by_part=True))
+        # needles that the full cache cannot find are no part of a conclusion
+        counted |= {row.n for row in rows([r for r in records if r["task"] != "niah" or part_of(r) in able])}
+    text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    assert f"{min(counted)} to {max(counted)} samples" in text
 
 
 @pytest.mark.parametrize("name", list(quality.COMMANDS))

@@ -49,6 +49,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "quality commands": quality.commands,
     "quality reading": quality.reading,
     "quality standing": quality.standing,
+    "quality in short": quality.in_short,
     "quality fidelity": quality.block("fidelity"),
     "quality generated": quality.block("generated"),
     "quality allocation": quality.block("allocation"),

@@ -1,5 +1,5 @@
-"""Tables of benchmarks/quality/*.jsonl for docs/quality.md: what `restkv-eval report` makes of them, and how
-ReST-KV stands among its like. No number is written by hand."""
+"""Tables of benchmarks/quality/*.jsonl: for docs/quality.md how ReST-KV stands among its like and the main grids, for
+docs/quality-grids.md all that `restkv-eval report` makes of them. No number is written by hand."""
 
 from __future__ import annotations
 
@@ -102,6 +102,18 @@ def block(name: str) -> Callable[[], str]:
     return made
 
 
+def in_short() -> str:
+    """The first grid, of all kinds together by the main figure, of the files that the conclusions rest on."""
+    from restkv_local.eval.report.tables import markdown_tables
+
+    parts = []
+    for name, label in (("fidelity", "Fidelity"), ("needle-budgets", "Pass key and sentence")):
+        records = load(name)
+        # Behind the heading of the task.
+        parts.append(f"{label}: {markdown_tables(records)[1]}" if records else missing(name))
+    return "\n\n".join(parts)
+
+
 def load(name: str) -> list[Record]:
     """The records of a file, none when it was never measured."""
     from restkv_local.eval.results import read_results
@@ -186,7 +198,7 @@ def standing() -> str:
 
 def missing(name: str) -> str:
     """What stands where there are no results."""
-    return f"Not measured yet; `{name}` among the commands below makes it."
+    return f"Not measured yet; `{name}` among the commands of docs/quality-grids.md makes it."
 
 
 def _able(found: Sequence[Row]) -> set[str]:
