@@ -6,14 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import ConfigError
-from .plan.methods import TRAITS, Traits
+from .plan.methods import TRAITS, Method, Traits
 
-Method = Literal[
-    "restkv", "snapkv", "tova", "h2o", "streamingllm", "lacache", "fifo", "random", "keydiff", "knorm", "full"
-]
 Prefill = Literal["stream", "exact", "guided"]
 Pooling = Literal["none", "avgpool", "maxpool", "adaptive"]
 MetricMode = Literal["after", "before"]
@@ -23,17 +20,15 @@ Rows = Literal["ema", "mean", "inverted-ema", "last"]
 Stages = Literal["auto", "fused", "graph", "host"]
 Allocation = Literal["uniform", "pyramid", "ada"]
 
-METHODS: tuple[str, ...] = (*TRAITS, "full")
-PREFILLS: tuple[str, ...] = ("stream", "exact", "guided")
-POOLINGS: tuple[str, ...] = ("none", "avgpool", "maxpool", "adaptive")
-METRIC_MODES: tuple[str, ...] = ("after", "before")
-REDUCES: tuple[str, ...] = ("mean", "max")
-INDICATORS: tuple[str, ...] = ("reconstruction", "attention", "attention-value-norm")
-ROWS: tuple[str, ...] = ("ema", "mean", "inverted-ema", "last")
-STAGES: tuple[str, ...] = ("auto", "fused", "graph", "host")
-ALLOCATIONS: tuple[str, ...] = ("uniform", "pyramid", "ada")
-# Methods that keep one set per layer, the same cells in every head, or count on one budget: none to share out.
-ONE_BUDGET: tuple[str, ...] = ("tova", "h2o", "lacache", "fifo")
+METHODS: tuple[str, ...] = get_args(Method)
+PREFILLS: tuple[str, ...] = get_args(Prefill)
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+METRIC_MODES: tuple[str, ...] = get_args(MetricMode)
+REDUCES: tuple[str, ...] = get_args(Reduce)
+INDICATORS: tuple[str, ...] = get_args(Indicator)
+ROWS: tuple[str, ...] = get_args(Rows)
+STAGES: tuple[str, ...] = get_args(Stages)
+ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 KV_TYPES: tuple[str, ...] = ("f16", "bf16", "q8_0", "q4_0")
 
 DEFAULT_CONTEXT = 131072
@@ -54,8 +49,8 @@ BETA_MIN = 1
 # With allocation "ada" a KV head gets at most this many times the budget: rows are allocated for it.
 ADA_MOST = 2
 CELLS_MAX = 1 << 24
-# Most queries that method "h2o" remembers until they have voted; a ubatch must not be larger.
-H2O_QUERIES = 512
+# Most queries that a method whose queries vote remembers until they have; a ubatch must not be larger.
+VOTERS_MAX = 512
 # A guide longer than this is cut to its last tokens: only the last `window` queries score.
 GUIDE_MAX = 128
 # Most threads: GGML_MAX_N_THREADS of ggml.h. The system may give fewer, and ggml ends the process then.
@@ -185,9 +180,9 @@ class EvictConfig:
         in_range("floor", self.floor, 0.0, 1.0)
         if self.method == "full" and self.allocation != "uniform":
             raise ConfigError("method 'full' keeps every cell: it has no budget to share out; use allocation 'uniform'")
-        if self.method == "streamingllm" and self.allocation == "ada":
-            raise ConfigError("method 'streamingllm' keeps the same cells in every head: use allocation 'uniform'")
-        if self.method in ONE_BUDGET and self.allocation != "uniform":
+        if self.traits.budgets == "layer" and self.allocation == "ada":
+            raise ConfigError(f"method '{self.method}' keeps the same cells in every head: use allocation 'uniform'")
+        if self.traits.budgets == "one" and self.allocation != "uniform":
             raise ConfigError(
                 f"method '{self.method}' needs one budget for all heads and layers: use allocation 'uniform'"
             )
@@ -195,8 +190,8 @@ class EvictConfig:
         if self.span is not None:
             in_range("span", self.span, 1, CELLS_MAX)
         in_range("overlap", self.overlap, 0, CELLS_MAX)
-        if self.method == "h2o" and self.reduce != "mean":
-            raise ConfigError("method 'h2o' adds up one number per KV head: reduce must be 'mean'")
+        if self.traits.votes and self.reduce != "mean":
+            raise ConfigError(f"method '{self.method}' adds up one number per KV head: reduce must be 'mean'")
         in_range("seed", self.seed, 0, 2**64 - 1)
         if isinstance(self.budget, bool) or not isinstance(self.budget, (int, str)):
             raise ConfigError(f"budget must be a number of cells or a size such as '512MB'; got {self.budget!r}")
@@ -210,7 +205,7 @@ class EvictConfig:
     @property
     def budget_min(self) -> int:
         """Smallest budget in cells that these settings allow."""
-        return max(self.window, self.sinks if self.method in ("streamingllm", "lacache") else 0) + 2
+        return max(self.window, self.sinks if self.traits.sinks else 0) + 2
 
     @property
     def traits(self) -> Traits:
@@ -235,23 +230,21 @@ class EvictConfig:
     @property
     def reads_wo(self) -> bool:
         """Whether the scores need the output projections."""
-        return self.method == "restkv" and self.use_wo and self.indicator == "reconstruction"
+        return self.traits.wo and self.use_wo and self.indicator == "reconstruction"
 
     def window_cells(self, budget: int) -> int:
-        """The last cells that are always kept, of a budget in cells.
-
-        StreamingLLM looks at no query: all of its budget that is not a sink is window. TOVA protects the newest cell.
-        """
-        if self.method == "streamingllm":
+        """The last cells that are always kept, of a budget in cells: those that are set, or, as the method's row may
+        say, the newest one, or all of the budget that is no sink."""
+        if self.traits.window == "rest":
             return budget - self.sinks
-        return 1 if self.method == "tova" else self.window
+        return 1 if self.traits.window == "newest" else self.window
 
     def ring_rows(self, budget: int, capacity: int) -> int:
-        """Queries remembered per layer: those of the window, or those that have not voted yet (h2o)."""
+        """Queries remembered per layer: those of the window, or those that have not voted yet."""
         if self.traits.queries == "none":
             return 0
         window = self.window_cells(budget)
-        return max(window, min(capacity - budget, H2O_QUERIES)) if self.traits.queries == "all" else window
+        return max(window, min(capacity - budget, VOTERS_MAX)) if self.traits.votes else window
 
     def with_(self, **changes: Any) -> EvictConfig:
         """A copy with some settings changed; unknown names are refused."""

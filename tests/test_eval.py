@@ -16,7 +16,7 @@ from eval_models import tiny  # noqa: F401
 from restkv_local.config import METHODS, EvictConfig
 from restkv_local.errors import ConfigError, EvictionError
 from restkv_local.eval import fidelity, niah, ppl, texts
-from restkv_local.eval.grid import _WINDOW_ONLY, Grid, Setting, StateKind, state_kind
+from restkv_local.eval.grid import Grid, Setting, StateKind, state_kind
 from restkv_local.eval.reading import Reader, States, log_softmax
 from restkv_local.eval.results import ResultFile, ResultsError, identity, read_results
 from restkv_local.eval.run import tuned_batch
@@ -394,7 +394,7 @@ def test_a_reading_that_methods_share_changes_nothing(
     method: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = "restkv" if method in _WINDOW_ONLY else method
+    first = method if method == "h2o" else "restkv"
     prompt = [3 + (11 * i * i) % 250 for i in range(320)]
     states = States(1 << 30, StateKind.serves)
     kinds: list[StateKind] = []

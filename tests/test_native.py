@@ -85,11 +85,19 @@ def test_mirror_has_every_field_and_function_of_the_header() -> None:
     assert functions == list(native.SIGNATURES)
     assert f"#define RESTKV_ABI_VERSION {native.ABI_VERSION}\n" in HEADER.read_text()
     enums = dict(re.findall(r"RESTKV_(\w+)\s*= (\d+),", text))
-    assert [int(enums[f"POOLING_{name}"]) for name in ("NONE", "AVG", "MAX", "ADAPTIVE")] == list(
-        native.POOLING.values()
-    )
-    assert [int(enums[f"METRIC_{name}"]) for name in ("AFTER", "BEFORE")] == list(native.METRIC_MODE.values())
-    assert [int(enums[f"REDUCE_{name}"]) for name in ("NONE", "MEAN", "MAX")] == list(native.REDUCE.values())
+    for kind, names, numbers in (
+        ("POOLING", "NONE AVG MAX ADAPTIVE", native.POOLING),
+        ("METRIC", "AFTER BEFORE", native.METRIC_MODE),
+        ("INDICATOR", "RECONSTRUCTION ATTENTION ATTENTION_V", native.INDICATOR),
+        ("ROWS", "EMA MEAN INVERTED_EMA LAST SUM", native.ROWS),
+        ("REDUCE", "NONE MEAN MAX", native.REDUCE),
+        ("STAGES", "AUTO FUSED GRAPH HOST", native.STAGES),
+        ("ALLOCATION", "UNIFORM PYRAMID ADA", native.ALLOCATION),
+    ):
+        assert [int(enums[f"{kind}_{name}"]) for name in names.split()] == list(numbers.values()), kind
+    assert list(native.INDICATOR) == ["reconstruction", "attention", "attention-value-norm"]
+    assert list(native.ROWS) == ["ema", "mean", "inverted-ema", "last", "sum"]
+    assert list(native.POOLING) == ["none", "avgpool", "maxpool", "adaptive"]
     for name in ("OK", "INVALID", "UNSUPPORTED", "NOTHING", "IO", "NO_MEMORY"):
         assert getattr(native, name) == int(enums[name])
 

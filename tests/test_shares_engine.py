@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from restkv_local import ConfigError, Engine, EvictConfig
-from restkv_local.config import CELL_PAD, ONE_BUDGET
+from restkv_local.config import CELL_PAD
 from restkv_local.plan.allocation import share_out
 from restkv_local.plan.memory import MemoryPlan, Probe, plan_memory
 from test_engine import TEXT, answer
@@ -76,7 +76,7 @@ def test_exact_has_rows_for_the_context_in_every_layer() -> None:
         ({"allocation": "ada", "method": "streamingllm"}, "keeps the same cells in every head"),
         *(
             ({"allocation": allocation, "method": method}, f"'{method}' needs one budget for all heads and layers")
-            for method in ONE_BUDGET for allocation in ("pyramid", "ada")
+            for method in ("tova", "h2o", "lacache", "fifo") for allocation in ("pyramid", "ada")
         ),
         ({"allocation": "pyramid", "method": "full"}, "it has no budget to share out"),
         ({"allocation": "heads"}, "allocation must be one of uniform, pyramid, ada"),

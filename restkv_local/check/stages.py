@@ -14,6 +14,7 @@ from .. import native
 from ..config import CHECK_ERROR_MAX, CHECK_SETS_MIN
 from ..errors import EvictionError, ModelError
 from ..native import kernels
+from ..plan.methods import TRAITS
 from ..reference.inputs import ScoreInputs, Scores, prepare
 from ..reference.select import reduce_heads
 from .cases import MOVES, SCORES, TYPES, Arrays, MoveCase, ScoreCase, arrays_of, rows_of
@@ -57,7 +58,8 @@ def _all(device: str | None, quick: bool) -> list[StageCheck]:
 
 
 def _stage(case: ScoreCase) -> Stage:
-    return "attend" if case.params["method"] == "snapkv" else "score"
+    # where W_o has no say, the attention is the score
+    return "score" if TRAITS[case.params["method"]].wo else "attend"
 
 
 def _judged(stage: Stage, case: str, run: Callable[[], dict[str, Any]]) -> StageCheck:

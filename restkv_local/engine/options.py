@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import paths
-from ..config import H2O_QUERIES, LLAMA_BOUNDS, THREADS_MAX, EvictConfig, whole_in_range
+from ..config import LLAMA_BOUNDS, THREADS_MAX, VOTERS_MAX, EvictConfig, whole_in_range
 from ..errors import ConfigError
 from ..native.binding import Llama
 
@@ -43,8 +43,10 @@ def check_options(evict: EvictConfig, options: dict[str, Any], **own: Any) -> No
             whole_in_range(name, number, low, high)
     if not options.pop("flash_attn", True):
         raise ConfigError("flash_attn=False is not possible: the cache is evicted in flash attention's layout")
-    if evict.method == "h2o" and (options.get("n_ubatch") or 0) > H2O_QUERIES:
-        raise ConfigError(f"method 'h2o' remembers {H2O_QUERIES} queries; set n_ubatch to at most {H2O_QUERIES}")
+    if evict.traits.votes and (options.get("n_ubatch") or 0) > VOTERS_MAX:
+        raise ConfigError(
+            f"method '{evict.method}' remembers {VOTERS_MAX} queries; set n_ubatch to at most {VOTERS_MAX}"
+        )
     if options.get("lora_path") and evict.reads_wo:
         raise ConfigError("a LoRA may change W_o, whose matrices score the cells; set use_wo=False or merge the LoRA")
 

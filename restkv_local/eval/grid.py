@@ -18,9 +18,6 @@ _LATER = frozenset(
     "budget reserve method alpha kernel scale tau pooling metric_mode use_wo use_norm use_ema indicator rows reduce "
     "sinks span overlap seed unverified window".split()
 )
-# Methods whose eviction looks at cells and at the window's queries only. States of the others (h2o: sums over all
-# queries since a cell came) hold more, so they share readings among themselves.
-_WINDOW_ONLY = frozenset(("restkv", "snapkv", "tova", "streamingllm", "lacache", "fifo", "random", "keydiff", "knorm"))
 
 
 @dataclass(frozen=True)
@@ -141,9 +138,10 @@ def state_kind(engine: Engine, setting: Setting, guide: str) -> StateKind:
         uniform = evict.allocation == "uniform"
         early = _LATER if uniform else _LATER - {"budget"}
         rest = tuple((name, value) for name, value in asdict(evict).items() if name not in early)
-        if evict.method in _WINDOW_ONLY:
+        if not evict.traits.votes:
+            # an eviction looks at cells and at the window's queries only
             return StateKind(("before", rest, report.capacity, engine.n_batch), report.ring_bytes, across=uniform)
-        # Votes are counted ring by ring.
+        # States hold the votes too, which are counted ring by ring.
         votes = ("votes", evict.method, rest, report.capacity, report.ring_bytes, engine.n_batch)
         return StateKind(votes, across=uniform)
     guided = guide if evict.prefill == "guided" else None

@@ -54,8 +54,8 @@ def arm_shares(config: EvictConfig, shares: Shares) -> None:
         kind=ALLOCATION[config.allocation],
         n_layer=len(budgets),
         budgets=C.addressof(budgets),
-        # StreamingLLM looks at no query: what is not a sink is window, in every layer
-        n_past=config.sinks if config.method == "streamingllm" else -1,
+        # where the window is what the sinks leave, it is so in every layer
+        n_past=config.sinks if config.traits.window == "rest" else -1,
         head_max=shares.rows,
         floor=config.floor,
     )

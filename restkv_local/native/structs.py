@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes as C
 from typing import Any
 
+from .. import config
+
 ABI_VERSION = 7
 NAME_MAX = 32
 REFUSAL_MAX = 256
@@ -13,14 +15,14 @@ TEXT_MAX = 128
 
 OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY = range(6)
 
-# Numbers of the enums of restkv.h.
-POOLING = {"none": 0, "avgpool": 1, "maxpool": 2, "adaptive": 3}
-METRIC_MODE = {"after": 0, "before": 1}
-ALLOCATION = {"uniform": 0, "pyramid": 1, "ada": 2}
-REDUCE: dict[str | None, int] = {None: 0, "mean": 1, "max": 2}
-INDICATOR = {"reconstruction": 0, "attention": 1, "attention-value-norm": 2}
-ROWS = {"ema": 1, "mean": 2, "inverted-ema": 3, "last": 4, "sum": 5}
-STAGES = {"auto": 0, "fused": 1, "graph": 2, "host": 3}
+# Numbers of the enums of restkv.h, which list the values of a setting in the same order; two begin with one more.
+POOLING = {name: i for i, name in enumerate(config.POOLINGS)}
+METRIC_MODE = {name: i for i, name in enumerate(config.METRIC_MODES)}
+ALLOCATION = {name: i for i, name in enumerate(config.ALLOCATIONS)}
+REDUCE: dict[str | None, int] = {name: i for i, name in enumerate((None, *config.REDUCES))}
+INDICATOR = {name: i for i, name in enumerate(config.INDICATORS)}
+ROWS = {name: i for i, name in enumerate((*config.ROWS, "sum"), start=1)}
+STAGES = {name: i for i, name in enumerate(config.STAGES)}
 # Kinds of devices, by restkv_device_kind.
 DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
 # ggml types of the arrays that restkv_score takes.

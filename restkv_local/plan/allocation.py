@@ -39,8 +39,8 @@ def share_out(config: EvictConfig, budget: int, n_layer: int, n_head_kv: int) ->
     """
     total = budget * n_layer * n_head_kv
     if config.allocation == "pyramid":
-        # StreamingLLM's window is what its sinks leave of a layer's budget
-        least = max(config.window, config.sinks + 1) if config.method == "streamingllm" else config.window
+        # where the window is what the sinks leave of a layer's budget, they leave something
+        least = max(config.window, config.sinks + 1) if config.traits.window == "rest" else config.window
         layers = pyramid_budgets(budget, least, n_layer, config.beta)
         return Shares(tuple(layers), max(layers), min(layers), total)
     rows = budget

@@ -71,7 +71,7 @@ class MemoryPlan:
     "pyramid" it is the mean over the layers, with "ada" a head may have up to shares.rows - budget cells more.
     shares: the budgets of the layers, and their total.
     guide: most tokens of a question that guided prefill runs. wo_bytes: an estimate; the report has the true figure.
-    sums_bytes: votes of the queries for each cell (method "h2o").
+    sums_bytes: votes of the queries for each cell, of a method that counts them.
     """
 
     model: Path
@@ -208,8 +208,8 @@ def plan_memory(
     rows = evict.ring_rows(budget, capacity)
     ring = probe.bytes_window * (rows + 1) if rows else 0
     wo = probe.n_layer * probe.n_head * probe.n_embd_head_v**2 * 4 if evict.reads_wo else 0
-    sums = probe.n_layer * probe.n_head_kv * capacity * 4 if evict.traits.queries == "all" else 0
-    if evict.method == "lacache":
+    sums = probe.n_layer * probe.n_head_kv * capacity * 4 if evict.traits.votes else 0
+    if evict.traits.ladder:
         plan_ladder(probe.n_layer, budget, evict.window, evict.sinks, evict.span, evict.overlap)
     plan = MemoryPlan(
         model=path,
@@ -310,7 +310,7 @@ def _check_fits(plan: MemoryPlan, free_bytes: int | None) -> None:
     need = f"needs {machine.size(plan.kv_bytes)} of memory and {machine.size(free_bytes)} are free"
     if plan.method == "full" or plan.prefill == "exact":
         kind = "a full cache" if plan.method == "full" else "exact prefill"
-        way_out = "method='restkv'" if plan.method == "full" else "prefill='stream' or 'guided'"
+        way_out = f"method='{EvictConfig.method}'" if plan.method == "full" else "prefill='stream' or 'guided'"
         raise ConfigError(
             f"{kind} of {plan.context} positions {need}; the largest n_ctx that fits is {cells}, "
             f"or keep the context with {way_out}"

@@ -44,14 +44,14 @@ def survivors(
     """[kv_heads] cells that stay, ascending; the last n_guide cells are a guide and never among them.
 
     budget: the plain one; own: that of this layer; rows: most cells of a head with allocation "ada". layer: in the
-    model. place: among the evicting layers (method "lacache"). wo: [n_embd, heads * d]. attn_scale, softcap, sinks:
+    model. place: among the evicting layers, of a ladder. wo: [n_embd, heads * d]. attn_scale, softcap, sinks:
     the model's own attention. Raises EvictionError when no query of the window is remembered.
     """
     window = config.window_cells(own)
     plain = config.window_cells(budget)
     n_doc = cache.cells - n_guide
     tail = torch.arange(n_doc - window, n_doc).expand(cache.pos.shape[0], -1)
-    if config.method == "h2o":
+    if config.traits.votes:
         chosen = select(cache.votes[:, : n_doc - window].float().numpy(), budget - window)
         return list(torch.cat([torch.from_numpy(chosen.astype(np.int64)), tail], dim=1))
     q = cache.window_queries(window, even=config.traits.pools)
@@ -66,7 +66,7 @@ def survivors(
     }  # fmt: skip
     if config.allocation == "uniform":
         ladder: dict[str, Any] = {}
-        if config.method == "lacache":
+        if config.traits.ladder:
             layer = place.layer
             ladder = {"num_layers": place.n_layers, "cursor": place.cursor, "start_size": config.sinks,
                       "span": config.span, "overlap": config.overlap}  # fmt: skip

@@ -102,7 +102,7 @@ class ReferenceEngine:
             for layer, cache in zip(self.model.layers, self._caches, strict=True):
                 q, k, v = layer.qkv(x, pos)
                 cache.append(q, k, v, pos)
-                if self.config.method == "h2o" and not layer.swa:
+                if self.config.traits.votes and not layer.swa:
                     cache.vote(q, pos, scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks)
                 heads = cache.attend(q, pos, scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks,
                                      n_swa=spec.n_swa if layer.swa else 0)  # fmt: skip
@@ -129,7 +129,7 @@ class ReferenceEngine:
                 n_doc = self.cells - n_guide
                 for il in self._full:
                     self._evict_layer(il, n_guide)
-                if self.config.method == "lacache":
+                if self.config.traits.ladder:
                     c = self.config
                     ladder = plan_ladder(len(self._full), self.budget, c.window, c.sinks, c.span, c.overlap)
                     self._cursor = ladder.compact(0, n_doc, self._cursor)[1]

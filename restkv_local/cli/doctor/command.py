@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ...config import MEMORY_GROWTH_MAX
+from ...config import MEMORY_GROWTH_MAX, EvictConfig
 from ...engine.settings import EngineSettings
 from ...errors import ConfigError, ModelError, RestkvError
 from ..failure import Command
@@ -80,8 +80,8 @@ def _memory(say: Say) -> dict[str, Any]:
     except ModelError as error:
         return {"verdict": "skipped", "reason": str(error)}
     settings = EngineSettings(
-        model=None, context=_CONTEXT, budget=BUDGET, reserve=RESERVE, method="restkv", prefill=None, kv_type="f16",
-        threads=None, gpu_layers=0, seed=None, unverified=False,
+        model=None, context=_CONTEXT, budget=BUDGET, reserve=RESERVE, method=EvictConfig.method, prefill=None,
+        kv_type="f16", threads=None, gpu_layers=0, seed=None, unverified=False,
     )  # fmt: skip
     runs = []
     for length in LENGTHS:

@@ -9,34 +9,18 @@ from typing import Any
 
 from ..setup.source import ROOT
 
-# Who published a method; one without a paper says so here.
-_PAPERS = {
-    "restkv": "ReST-KV, ICLR 2026",
-    "snapkv": "SnapKV, Li et al., 2024",
-    "tova": "TOVA, Oren et al., 2024",
-    "h2o": "H2O, Zhang et al., 2023",
-    "streamingllm": "StreamingLLM, Xiao et al., 2024",
-    "lacache": "LaCache, Shi et al., 2025",
-    "fifo": "no paper: a sliding window",
-    "random": "no paper: the yardstick that a method must beat",
-    "keydiff": "KeyDiff, Park et al., 2025",
-    "knorm": "L2-norm, Devoto et al., 2024",
-}
-# What an eviction of n cells computes; by method, or else by whose queries it looks at.
+# What an eviction of n cells computes, by whose queries a method looks at.
 _TIMES = {
-    "restkv": "attention of the window over n cells; n distances behind W_o",
     "window": "attention of the window over n cells",
     "last": "attention of one query over n cells",
     "all": "attention of every token of the text, once: about what the model's own attention scores cost",
-    "keydiff": "two passes over the keys",
-    "knorm": "one pass over the keys",
     "none": "nothing that counts",
 }
 # What lies beside K and V, by whose queries a method looks at.
 _MEMORY = {
     "window": "queries of the window",
     "last": "one query",
-    "all": "up to {h2o} queries; a float per KV head and cell",
+    "all": "up to {most} queries; a float per KV head and cell",
     "none": "nothing",
 }
 _TABLE = re.compile(r"^ +ROW\((\w+)\)", re.MULTILINE)
@@ -81,21 +65,17 @@ def native_methods() -> list[Method]:
 
 def methods() -> str:
     """Table of all methods."""
-    from restkv_local.config import H2O_QUERIES
+    from restkv_local.config import VOTERS_MAX
     from restkv_local.plan.methods import TRAITS
 
     rows = ["| method | what it keeps | looks at | pooling | memory | time | from |", "|---|---|---|---|---|---|---|"]
     for method in native_methods():
-        if method.name not in _PAPERS:
-            raise SettingsError(f"say in tools/lib/docs/settings.py who published the method '{method.name}'")
-        source = f"[{_PAPERS[method.name]}](../native/methods/{method.name}.cpp)"
         own = TRAITS[method.name]
-        looks = _LOOKS[own.queries] + (", W_o" if method.wo else "")
-        if method.name in ("keydiff", "knorm"):
-            looks = "keys"
+        source = f"[{own.source}](../native/methods/{method.name}.cpp)"
+        looks = ("keys" if own.keys else _LOOKS[own.queries]) + (", W_o" if method.wo else "")
         pooling = f"{own.pooling} {own.kernel}" if method.pools else "-"
-        memory = _MEMORY[own.queries].format(h2o=H2O_QUERIES) + ("; factors of W_o" if method.wo else "")
-        time = _TIMES.get(method.name) or _TIMES[own.queries]
+        memory = _MEMORY[own.queries].format(most=VOTERS_MAX) + ("; factors of W_o" if method.wo else "")
+        time = own.time or _TIMES[own.queries]
         rows.append(f"| `{method.name}` | {method.summary} | {looks} | {pooling} | {memory} | {time} | {source} |")
     rows.append("| `full` | every cell: an ordinary cache that never evicts | - | - | every cell | none | llama.cpp |")
     return "\n".join(rows)
