@@ -219,6 +219,7 @@ def test_traits_and_the_configuration() -> None:
         ({"method": "lacache", "num_layers": 1}, "span below that"),
         ({"method": "lacache", "num_layers": 8, "layer": 8}, "layer must be a number from 0 to 7"),
         ({"method": "lacache", "num_layers": 40, "start_size": 90}, "budget of at least"),
+        ({"method": ["tova"]}, "method must be one of restkv"),
         ({"method": "ablation", "indicator": "values"}, "indicator must be one of attn"),
         ({"method": "ablation", "ts": "median"}, "ts must be one of ema"),
         ({"rows": "sum"}, "rows must be one of ema"),

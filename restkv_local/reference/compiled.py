@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
-
-import numba
 
 LOGGER = logging.getLogger("restkv_local")
 
@@ -15,14 +14,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def compiled(reorder: bool = False) -> Callable[[F], F]:
     """numba.njit, kept on disk where there is a place for it. reorder: sums may become vectors; NaN and infinity keep
-    their meaning."""
+    their meaning.
+
+    numba, which takes seconds to load, is loaded by the first call; so no compiled function can call another one.
+    """
     fastmath = {"reassoc", "contract"} if reorder else False
 
-    def compile_(function: F) -> F:
-        try:
-            return cast("F", numba.njit(cache=True, fastmath=fastmath)(function))
-        except RuntimeError as error:  # no folder to keep it in can be written
-            LOGGER.info("%s is compiled anew in each process: %s", function.__name__, error)
-            return cast("F", numba.njit(fastmath=fastmath)(function))
+    def decorate(function: F) -> F:
+        @functools.cache
+        def machine_code() -> F:
+            import numba
 
-    return compile_
+            try:
+                return cast("F", numba.njit(cache=True, fastmath=fastmath)(function))
+            except RuntimeError as error:  # no folder to keep it in can be written
+                LOGGER.info("%s is compiled anew in each process: %s", function.__name__, error)
+                return cast("F", numba.njit(fastmath=fastmath)(function))
+
+        @functools.wraps(function)
+        def run(*args: Any) -> Any:
+            return machine_code()(*args)
+
+        return cast("F", run)
+
+    return decorate

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from ..errors import ConfigError
 from ..plan.allocation import pyramid_published
+from .methods import REFERENCES
+from .methods.rows import Attending
 from .params import ScoreParams, parse_params
 
 Float32 = npt.NDArray[np.float32]
@@ -77,25 +79,17 @@ class ScoreInputs:
 
     @property
     def row_weights(self) -> npt.NDArray[np.float64]:
-        """[rows] weights, oldest first: of ReST-KV an average; of the others a sum (TOVA has one row)."""
-        rows = self.n_rows
-        kind = self.params.rows or ("ema" if self.params.use_ema else "mean")
-        if self.params.method != "restkv" or kind == "sum":
-            return np.ones(rows)
-        if kind == "mean":
-            return np.full(rows, 1.0 / rows)
-        if kind == "last":
-            return np.where(np.arange(rows) == rows - 1, 1.0, 0.0)
-        alpha = 2.0 / (rows + 1) if self.params.alpha is None else self.params.alpha
-        weights: npt.NDArray[np.float64] = alpha * (1.0 - alpha) ** np.arange(rows - 1, -1, -1, dtype=np.float64)
-        weights[0] = (1.0 - alpha) ** (rows - 1)  # the average starts at its first value, not at zero
-        return np.ascontiguousarray(weights[::-1]) if kind == "inverted-ema" else weights
+        """[rows] weights, oldest first, as the method has them: of an average, or of a plain sum."""
+        method = REFERENCES[self.params.method]
+        if isinstance(method, Attending) and method.row_weights is not None:
+            return method.row_weights(self)
+        return np.ones(self.n_rows)
 
     @property
     def visible(self) -> Int64:
         """[rows] how many of the N cells each query sees: those up to its own."""
         seen = np.arange(self.n_cells - self.n_rows, self.n_cells) + 1
-        if self.params.method == "h2o" and self.params.official_mask:
+        if self.params.traits.votes and self.params.official_mask:
             seen[: max(self.n_rows - self.params.window, 0)] = self.n_cells
         return seen
 

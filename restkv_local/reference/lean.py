@@ -8,14 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .compiled import compiled
-from .inputs import FLT_MAX, ODDS_MAX, Float32, ScoreInputs, Scores, prepare
-from .lean_queryless import queryless
+from .inputs import FLT_MAX, Float32, ScoreInputs, Scores, prepare
+from .methods import REFERENCES
+from .methods.rows import Attending, Float64, Queryless
 from .select import keep, share
-
-Float64 = npt.NDArray[np.float64]
-# Cells projected at a time: bounds the scratch, whatever the number of cells.
-TILE = 4096
-TINY = float(np.finfo(np.float64).tiny)
 
 
 def score_lean(
@@ -30,8 +26,12 @@ def score_lean(
     p = inputs.params
     kernels = np.full(inputs.n_heads, p.kernel, dtype=np.int32)
     shifts = np.zeros(inputs.n_heads, dtype=np.int32)
-    if p.traits.queries == "none":
-        raw = smoothed = queryless(inputs)
+    method = REFERENCES[p.method]
+    if isinstance(method, Queryless):
+        per_kv_head = np.empty((inputs.n_kv_heads, inputs.n_past), dtype=np.float32)
+        for head, out in enumerate(per_kv_head):
+            method.lean(inputs, head, out)
+        raw = smoothed = np.repeat(per_kv_head, inputs.group, axis=0)
         return raw, smoothed, keep(smoothed, inputs), kernels, shifts
 
     raw = np.empty((inputs.n_heads, inputs.n_past), dtype=np.float32)
@@ -40,7 +40,7 @@ def score_lean(
     for h in range(inputs.n_heads):
         kv = h // inputs.group
         at = np.ascontiguousarray(positions[kv])
-        scores, drift = head_scores(inputs, h, kv, at)
+        scores, drift = head_scores(inputs, method, h, at)
         raw[h] = np.minimum(np.nan_to_num(scores, nan=FLT_MAX, posinf=FLT_MAX), FLT_MAX)
         if p.adaptive and inputs.drift_acts(kv):
             steps = int(abs(drift) // p.scale)
@@ -53,17 +53,12 @@ def score_lean(
     return raw, smoothed, keep(smoothed, inputs), kernels, shifts
 
 
-def head_scores(inputs: ScoreInputs, h: int, kv: int, at: npt.NDArray[np.int64]) -> tuple[Float64, float]:
+def head_scores(inputs: ScoreInputs, method: Attending, h: int, at: npt.NDArray[np.int64]) -> tuple[Float64, float]:
     """[N - w] raw scores of query head h, and the drift of its attention."""
-    p, past = inputs.params, inputs.n_past
-    keys, values = inputs.k[kv].astype(np.float32), inputs.v[kv].astype(np.float32)
-    factor = factor_wo(inputs, h)
-    plain = p.method != "restkv" or p.indicator != "reconstruction"  # attention is the score
-    before = not plain and p.metric_mode == "before"
-    projected = project(values, factor) if before else np.empty((0, 0))
+    p, kv = inputs.params, h // inputs.group
+    keys = inputs.k[kv].astype(np.float32)
     sink = -np.inf if inputs.sinks is None else float(inputs.sinks[h])
-
-    mass, others, total = np.zeros(past), np.zeros(past), np.zeros(past)
+    head = method.lean(inputs, h)
     row = np.empty(inputs.n_cells)
     half, toward = inputs.n_rows // 2, 0
     for i, (weight, visible) in enumerate(zip(inputs.row_weights, inputs.visible.tolist(), strict=True)):
@@ -71,52 +66,8 @@ def head_scores(inputs: ScoreInputs, h: int, kv: int, at: npt.NDArray[np.int64])
         if p.adaptive and inputs.drift_acts(kv):
             toward += top_position_sum(row, at, inputs.n_drift) * (1 if i < half else -1)
         log_total, top, rest = log_sum_exp(row, visible, sink)
-        if before and weight > 0.0:
-            output = row_output(row, log_total, projected)
-            norm = float(np.linalg.norm(output)) if p.use_norm else 1.0
-            add_metric(row, log_total, projected, output, weight, norm, top, rest, total)
-        elif not before:
-            add_row(row, log_total, weight, top, rest, mass, others)
-    drift = toward / (half * inputs.n_drift) if half else 0.0
-    if plain:
-        if p.method == "restkv" and p.indicator == "attention-value-norm":
-            mass *= np.sqrt(np.einsum("jd,jd->j", values[:past], values[:past], dtype=np.float64))
-        return (mass / inputs.n_rows if p.mean_rows else mass), drift
-    return (total if before else score_after(inputs, mass, others, values[:past], factor)), drift
-
-
-def factor_wo(inputs: ScoreInputs, h: int) -> Float64 | None:
-    """R of the head's block of the output projection, so that ||W x|| = ||R x||; no square is ever expanded."""
-    if inputs.wo is None:
-        return None
-    d = inputs.head_size
-    block = inputs.wo[:, h * d : (h + 1) * d].astype(np.float64)
-    return np.asarray(np.linalg.qr(block, mode="r"))
-
-
-def project(x: npt.NDArray[Any], factor: Float64 | None) -> Float64:
-    """[n, d] -> [n, r] by the factor of W, or x itself in float64."""
-    return x.astype(np.float64) if factor is None else x.astype(np.float64) @ factor.T
-
-
-def score_after(inputs: ScoreInputs, mass: Float64, others: Float64, v: Float32, factor: Float64 | None) -> Float64:
-    """Odds of the averaged attention times the distance of each value to the averaged output."""
-    output = weighted_sum(mass, v)
-    distance = np.empty(len(v))
-    for start in range(0, len(v), TILE):
-        tile = project(output - v[start : start + TILE], factor)
-        distance[start : start + TILE] = np.sqrt(np.einsum("jd,jd->j", tile, tile))
-    saturated = others * ODDS_MAX <= mass
-    for j in np.flatnonzero(saturated):  # at most one
-        without = mass.copy()
-        without[j] = 0.0
-        output = weighted_sum(without, v) / others[j] if others[j] > 0.0 else np.zeros(v.shape[1])
-        distance[j] = np.linalg.norm(project(output - v[j], factor)) / ODDS_MAX
-    if inputs.params.use_wo:
-        distance **= inputs.params.tau
-    odds = np.where(saturated, ODDS_MAX, mass / np.where(saturated, 1.0, others))
-    scores: Float64 = odds * distance
-    return scores
+        head.row(row, log_total, weight, top, rest)
+    return head.scores(), toward / (half * inputs.n_drift) if half else 0.0
 
 
 def smooth_row(raw: Float32, at: npt.NDArray[np.int64], pooling: str, kernel: int, shift: int) -> Float32:
@@ -175,70 +126,6 @@ def top_position_sum(row: Float64, at: npt.NDArray[np.int64], n_top: int) -> int
             total += at[j]
             left -= 1
     return total
-
-
-@compiled(reorder=True)
-def add_row(
-    row: Float64, log_total: float, weight: float, top: int, rest: float, mass: Float64, others: Float64
-) -> None:
-    """mass += weight * a, others += weight * (1 - a); `rest` is 1 - a of cell `top`."""
-    for j in range(len(mass)):
-        log_a = row[j] - log_total
-        mass[j] += weight * np.exp(log_a)
-        others[j] += weight * (rest if j == top else -np.expm1(log_a))
-
-
-@compiled(reorder=True)
-def weighted_sum(mass: Float64, v: Float32) -> Float64:
-    out = np.zeros(v.shape[1])
-    for j in range(len(mass)):
-        for c in range(len(out)):
-            out[c] += mass[j] * np.float64(v[j, c])
-    return out
-
-
-@compiled(reorder=True)
-def row_output(row: Float64, log_total: float, projected: Float64) -> Float64:
-    """Projected attention output of one row, over all cells."""
-    out = np.zeros(projected.shape[1])
-    for j in range(len(row)):
-        a = np.exp(row[j] - log_total)
-        for c in range(len(out)):
-            out[c] += a * projected[j, c]
-    return out
-
-
-@compiled(reorder=True)
-def add_metric(
-    row: Float64,
-    log_total: float,
-    projected: Float64,
-    output: Float64,
-    weight: float,
-    norm: float,
-    top: int,
-    rest: float,
-    total: Float64,
-) -> None:
-    """total += weight * odds * distance / norm of one row (metric before aggregation)."""
-    inverse = 1.0 / norm if norm > 0.0 else np.inf
-    for j in range(len(total)):
-        log_a = row[j] - log_total
-        a = np.exp(log_a)
-        others = rest if j == top else -np.expm1(log_a)
-        square = 0.0
-        if others * ODDS_MAX > a:
-            for c in range(len(output)):
-                square += (output[c] - projected[j, c]) ** 2
-            total[j] += weight * a / others * np.sqrt(square) * inverse
-        else:  # the cell is its own output: compare it with the output of the others
-            for c in range(len(output)):
-                without = 0.0
-                for i in range(len(row)):
-                    if i != j and others > 0.0:
-                        without += np.exp(row[i] - log_total) * projected[i, c]
-                square += (without / max(others, TINY) - projected[j, c]) ** 2
-            total[j] += weight * np.sqrt(square) * inverse
 
 
 @compiled()

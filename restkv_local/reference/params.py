@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -27,27 +28,15 @@ from ..config import (
 from ..errors import ConfigError
 from ..plan.ladder import Ladder, plan_ladder
 from ..plan.methods import TRAITS, Traits
-from .aliases import translate
+from .methods import REFERENCES, translate
+from .methods.rows import Attending
 
-# Methods of the literature that are a method and an allocation: how ScoreParams spells them.
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    "pyramidkv": {"method": "snapkv", "allocation": "pyramidkv"},
-    "adakv": {"method": "snapkv", "allocation": "adakv", "mean_rows": True},
-}
 # The engine's allocations (docs/methods.md) and the published ones, which round in their own way.
 SCORE_ALLOCATIONS = ("uniform", "pyramid", "pyramidkv", "ada", "adakv")
 
 _DEFAULTS = EvictConfig()
-_INTS = (
-    "budget", "window", "kernel", "scale", "seed", "layer", "beta", "layer_idx", "num_layers", "n_tail", "n_select",
-    "most", "head_kv", "start_size", "span", "overlap", "cursor",
-)  # fmt: skip
-_FLOATS = ("alpha", "tau", "attn_scale", "softcap", "floor")
-_BOOLS = ("use_wo", "use_norm", "use_ema", "use_pyramid", "normalize", "mean_rows", "official_mask")
-_OPTIONAL = (
-    "alpha", "reduce", "attn_scale", "layer_idx", "num_layers", "n_tail", "kernel", "pooling", "rows", "span", "most",
-    "n_select",
-)  # fmt: skip
+# None, or not given: the method's own.
+_OWN = ("kernel", "pooling")
 
 
 @dataclass(frozen=True)
@@ -123,9 +112,9 @@ class ScoreParams:
         one_of("metric_mode", self.metric_mode, METRIC_MODES)
         if self.reduce is not None:
             one_of("reduce", self.reduce, REDUCES)
-        # StreamingLLM takes no queries: its window is budget - sinks, whatever the budget
+        # a window that is the rest of the budget is as large as that makes it
         in_range(
-            "window", self.window, 1 if self.pools else 0, CELLS_MAX if self.method == "streamingllm" else WINDOW_MAX
+            "window", self.window, 1 if self.pools else 0, CELLS_MAX if self.traits.window == "rest" else WINDOW_MAX
         )
         in_range("budget", self.budget, self.window + 1, CELLS_MAX)
         in_range("kernel", self.kernel, 1 if self.pools else 0, KERNEL_MAX)
@@ -153,7 +142,7 @@ class ScoreParams:
         self._check_allocation()
         if self.traits.per_layer and self.ada:
             raise ConfigError(f"method '{self.method}' keeps one set per layer: it has no heads to share a budget")
-        if self.method == "lacache":
+        if self.traits.ladder:
             in_range("cursor", self.cursor, 0, self.budget)
             in_range("layer", self.layer, 0, self.ladder.n_layers - 1)
 
@@ -176,8 +165,10 @@ class ScoreParams:
             if self.allocation != "ada":
                 raise ConfigError("most is the limit of a head with allocation 'ada'; leave it out")
             in_range("most", self.most, self.budget - self.window, CELLS_MAX)
-        if self.mean_rows and self.method != "snapkv":
-            raise ConfigError("mean_rows works with method 'snapkv' only; leave it out")
+        row = REFERENCES[self.method]
+        if self.mean_rows and not (isinstance(row, Attending) and row.mean_rows):
+            known = [f"'{name}'" for name, row in REFERENCES.items() if isinstance(row, Attending) and row.mean_rows]
+            raise ConfigError(f"mean_rows works with method {' and '.join(known)} only; leave it out")
         in_range("head_kv", self.head_kv, 0, CELLS_MAX)
 
     @property
@@ -208,13 +199,13 @@ class ScoreParams:
     @property
     def reads_wo(self) -> bool:
         """Whether the output projection is needed."""
-        return self.method == "restkv" and self.use_wo and self.indicator == "reconstruction"
+        return self.traits.wo and self.use_wo and self.indicator == "reconstruction"
 
     @property
     def ladder(self) -> Ladder:
-        """The ladder of method "lacache"."""
+        """The ladder, of a method that has one."""
         if self.num_layers is None:
-            raise ConfigError("method 'lacache' needs num_layers and layer; pass both")
+            raise ConfigError(f"method '{self.method}' needs num_layers and layer; pass both")
         in_range("num_layers", self.num_layers, 1, 2**31 - 1)
         return plan_ladder(self.num_layers, self.budget, self.window, self.start_size, self.span, self.overlap)
 
@@ -230,33 +221,40 @@ def parse_params(params: dict[str, Any]) -> ScoreParams:
     params = translate(params)
     known = [field.name for field in fields(ScoreParams)]
     clean: dict[str, Any] = {}
-    params = {**params, **_PUBLISHED.get(str(params.get("method")), {})}
     for name, value in params.items():
         if name not in known:
             raise ConfigError(f"unknown parameter '{name}'; known are {', '.join(known)}")
         clean[name] = _number(name, value)
-    own = TRAITS.get(clean.get("method", _DEFAULTS.method), Traits())
-    for name, default in (("kernel", own.kernel), ("pooling", own.pooling)):
+    own = TRAITS.get(str(clean.get("method", _DEFAULTS.method)), Traits())
+    for name in _OWN:
         if clean.get(name) is None:
-            clean[name] = default
+            clean[name] = getattr(own, name)
     return ScoreParams(**clean)
 
 
+@functools.cache
+def _types() -> dict[str, frozenset[type]]:
+    """The types that each parameter may have, NoneType among them."""
+    hints = get_type_hints(ScoreParams)
+    return {field.name: frozenset(get_args(hints[field.name]) or (hints[field.name],)) for field in fields(ScoreParams)}
+
+
 def _number(name: str, value: Any) -> Any:
+    types = _types()[name]
     if value is None:
-        if name in _OPTIONAL:
+        if type(None) in types or name in _OWN:
             return None
         raise ConfigError(f"{name} must not be None; leave it out for its default")
     flag = isinstance(value, (bool, np.bool_))
-    if name in _BOOLS:
+    if bool in types:
         if not flag:
             raise ConfigError(f"{name} must be True or False; got {value!r}")
         return bool(value)
-    if name in _INTS:
+    if int in types:
         if flag or not isinstance(value, (int, np.integer)):
             raise ConfigError(f"{name} must be a whole number; got {value!r}")
         return int(value)
-    if name in _FLOATS:
+    if float in types:
         if flag or not isinstance(value, (int, float, np.integer, np.floating)):
             raise ConfigError(f"{name} must be a number; got {value!r}")
         return float(value)
