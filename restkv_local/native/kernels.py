@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..plan.allocation import pad_sets
 from ..reference.inputs import Float32, Int32, ScoreInputs, Scores, prepare
 from ..reference.select import head_shares, reduce_heads
+from .params import scoring
 
 # Prefix of a backend that runs the stages as graphs of ggml on a device: "graph:CPU", "graph:CUDA0".
 GRAPH = "graph:"
@@ -139,27 +140,15 @@ def score_params(inputs: ScoreInputs, n_threads: int) -> native.Params:
     """restkv_params of checked score parameters."""
     p = inputs.params
     return native.Params(
-        method=p.method.encode(),
+        **scoring(p),
         budget=p.budget,
         capacity=0,
         window=p.window,
         kernel=p.kernel if p.pools else 1,
-        scale=p.scale,
         pooling=native.POOLING[p.pooling],
-        metric_mode=native.METRIC_MODE[p.metric_mode],
-        reduce=native.REDUCE[p.reduce],
-        alpha=-1.0 if p.alpha is None else p.alpha,
-        tau=p.tau,
         use_wo=p.reads_wo,
-        use_norm=p.use_norm,
-        use_ema=p.use_ema,
         n_threads=n_threads,
-        seed=p.seed,
-        indicator=native.INDICATOR[p.indicator],
-        rows=native.ROWS[p.rows or ("ema" if p.use_ema else "mean")],
         sinks=p.start_size,
-        span=p.span or 0,
-        overlap=p.overlap,
     )
 
 

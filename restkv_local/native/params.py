@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import EvictConfig
 from .library import check, lib
@@ -11,6 +11,7 @@ from .structs import ALLOCATION, INDICATOR, METRIC_MODE, POOLING, REDUCE, ROWS, 
 
 if TYPE_CHECKING:
     from ..plan.allocation import Shares
+    from ..reference.params import ScoreParams
 
 
 def params_from(config: EvictConfig, *, budget: int, capacity: int, n_threads: int) -> Params:
@@ -19,30 +20,37 @@ def params_from(config: EvictConfig, *, budget: int, capacity: int, n_threads: i
     budget, capacity: cells per KV head and layer. n_threads: 0 uses all cores.
     """
     return Params(
-        method=config.method.encode(),
+        **scoring(config),
         budget=budget,
         capacity=capacity,
         window=config.window_cells(budget),
         kernel=config.kernel_used,
-        scale=config.scale,
         pooling=POOLING[config.pooling_used],
-        metric_mode=METRIC_MODE[config.metric_mode],
-        reduce=REDUCE[config.reduce],
-        alpha=-1.0 if config.alpha is None else config.alpha,
-        tau=config.tau,
         use_wo=config.use_wo and config.indicator == "reconstruction",
-        use_norm=config.use_norm,
-        use_ema=config.use_ema,
         stages=STAGES[config.stages],
         n_threads=n_threads,
-        seed=config.seed,
-        indicator=INDICATOR[config.indicator],
-        rows=ROWS[config.rows_used],
         n_ring=config.ring_rows(budget, capacity),
         sinks=config.sinks,
-        span=config.span or 0,
-        overlap=config.overlap,
     )
+
+
+def scoring(settings: EvictConfig | ScoreParams) -> dict[str, Any]:
+    """The settings of a score that an engine and a score function have in common, as fields of restkv_params."""
+    return {
+        "method": settings.method.encode(),
+        "scale": settings.scale,
+        "metric_mode": METRIC_MODE[settings.metric_mode],
+        "reduce": REDUCE[settings.reduce],
+        "alpha": -1.0 if settings.alpha is None else settings.alpha,
+        "tau": settings.tau,
+        "use_norm": settings.use_norm,
+        "use_ema": settings.use_ema,
+        "seed": settings.seed,
+        "indicator": INDICATOR[settings.indicator],
+        "rows": ROWS[settings.rows_used],
+        "span": settings.span or 0,
+        "overlap": settings.overlap,
+    }
 
 
 def arm_shares(config: EvictConfig, shares: Shares) -> None:

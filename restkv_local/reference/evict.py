@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,14 @@ from ..errors import EvictionError
 from ..plan.allocation import ada_shares
 from .cache import LayerCache
 from .inputs import Float32
+from .params import ScoreParams
 from .scores import score
 from .select import select
+
+# Settings that a score is told as they are; a budget is shared out here, where all heads and layers are known.
+_SCORING = {field.name for field in fields(ScoreParams)} & {field.name for field in fields(EvictConfig)} - {
+    "budget", "allocation", "beta", "floor"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,19 +63,14 @@ def survivors(
     q = cache.window_queries(window, even=config.traits.pools)
     if q.shape[1] == 0:
         raise EvictionError("no query of the window is remembered; decode at least two tokens before an eviction")
-    common: dict[str, Any] = {
-        "n_tail": window + n_guide, "method": config.method, "window": window, "alpha": config.alpha,
-        "kernel": config.kernel_used, "scale": config.scale, "pooling": config.pooling_used,
-        "indicator": config.indicator, "rows": config.rows, "metric_mode": config.metric_mode,
-        "use_wo": config.use_wo, "use_norm": config.use_norm, "use_ema": config.use_ema, "tau": config.tau,
-        "reduce": config.reduce, "seed": config.seed, "attn_scale": attn_scale, "softcap": softcap,
-    }  # fmt: skip
+    common: dict[str, Any] = {name: getattr(config, name) for name in _SCORING} | {
+        "n_tail": window + n_guide, "window": window, "attn_scale": attn_scale, "softcap": softcap
+    }
     if config.allocation == "uniform":
         ladder: dict[str, Any] = {}
         if config.traits.ladder:
             layer = place.layer
-            ladder = {"num_layers": place.n_layers, "cursor": place.cursor, "start_size": config.sinks,
-                      "span": config.span, "overlap": config.overlap}  # fmt: skip
+            ladder = {"num_layers": place.n_layers, "cursor": place.cursor, "start_size": config.sinks}
         indices = score(
             q.numpy(), cache.k.numpy(), cache.v.numpy(), wo.numpy(), pos=cache.pos.numpy(),
             sinks=None if sinks is None else sinks.numpy(), budget=budget, layer=layer, **common, **ladder,

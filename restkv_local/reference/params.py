@@ -202,6 +202,11 @@ class ScoreParams:
         return self.traits.wo and self.use_wo and self.indicator == "reconstruction"
 
     @property
+    def rows_used(self) -> str:
+        """The weighting of the window's rows: `rows`, or what use_ema says."""
+        return self.rows or ("ema" if self.use_ema else "mean")
+
+    @property
     def ladder(self) -> Ladder:
         """The ladder, of a method that has one."""
         if self.num_layers is None:

@@ -61,15 +61,14 @@ class AttentionValueNorm(AttentionSum):
 
 def row_weights(inputs: ScoreInputs) -> Float64:
     """[rows] weights of an average, oldest first, or of a sum ("sum")."""
-    rows, p = inputs.n_rows, inputs.params
-    kind = p.rows or ("ema" if p.use_ema else "mean")
+    rows, kind = inputs.n_rows, inputs.params.rows_used
     if kind == "sum":
         return np.ones(rows)
     if kind == "mean":
         return np.full(rows, 1.0 / rows)
     if kind == "last":
         return np.where(np.arange(rows) == rows - 1, 1.0, 0.0)
-    alpha = 2.0 / (rows + 1) if p.alpha is None else p.alpha
+    alpha = 2.0 / (rows + 1) if inputs.params.alpha is None else inputs.params.alpha
     weights: Float64 = alpha * (1.0 - alpha) ** np.arange(rows - 1, -1, -1, dtype=np.float64)
     weights[0] = (1.0 - alpha) ** (rows - 1)  # the average starts at its first value, not at zero
     return np.ascontiguousarray(weights[::-1]) if kind == "inverted-ema" else weights
