@@ -117,7 +117,7 @@ class Engine(Core):
         with self._call():
             if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
                 why = self._facts_open.why_not_cut(self.n_tokens)
-                raise EvictionError(f"the text cannot go on at position {self.n_tokens}: {why}; start with reset()")
+                raise EvictionError(f"the text cannot go on at {self.n_tokens}: {why}; start again with reset()")
             if self.n_tokens + len(tokens) > self._n_ctx:
                 raise ContextOverflow(
                     f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}; "
