@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 from gguf.constants import GGMLQuantizationType as Type
 
+from bpe import add_bpe_tokenizer
 from restkv_local.models.random_gguf import MIN_VOCAB, add_tokenizer
 
 FAMILIES = (
@@ -82,6 +83,8 @@ def write_random(
     weight_type: str = "F32",
     types: dict[str, str] | None = None,
     rope: str = "plain",
+    pre: str | None = None,
+    template: str | None = None,
 ) -> Path:
     """Write a model and return its path.
 
@@ -107,7 +110,12 @@ def write_random(
         rng=np.random.default_rng([seed, FAMILIES.index(family)]), writer=writer,
     )  # fmt: skip
     _settings(shape, n_ctx_train, n_swa, rope)
-    add_tokenizer(writer, n_vocab)
+    if pre is None:
+        add_tokenizer(writer, n_vocab)
+    else:
+        add_bpe_tokenizer(writer, n_vocab, pre)
+    if template is not None:
+        writer.add_chat_template(template)
     _tensors(shape, rope)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -17,6 +17,8 @@ from ..models.files import load_failure
 from ..native import interrupts, quiet
 from ..native.binding import LIBRARY, Llama, c, internals, llama_module
 from ..plan.memory import Probe
+from .answers.chat_templates import formats
+from .vocabulary import Model
 
 
 class _FileName(str):
@@ -73,7 +75,7 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
         arguments["path_model"] = _FileName(arguments["path_model"])
         arguments["params"].progress_callback = _progress
         # verbose=True only means that the file descriptors are left alone
-        return internals.LlamaModel(**{**arguments, "verbose": True})
+        return Model(**{**arguments, "verbose": True})
 
     def make_context(**arguments: Any) -> Any:
         interrupts.check()
@@ -86,11 +88,20 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
     def make_batch(**arguments: Any) -> Any:
         return internals.LlamaBatch(**{**arguments, "n_seq_max": 1})
 
+    def load_lora(model: Any, lora_path: bytes) -> Any:
+        with quiet.capture() as said:
+            adapter = c.llama_adapter_lora_init(model, lora_path)
+        if not adapter:  # ctypes' null pointer, which Llama.__init__ takes for an adapter
+            raise ModelError(f"lora_path: {lora_path.decode()} cannot be used: {'; '.join(said) or 'no reason given'}")
+        return adapter
+
     parts = types.SimpleNamespace(**vars(internals))
     parts.LlamaModel, parts.LlamaContext, parts.LlamaBatch = make_model, make_context, make_batch
     names = {
         **vars(llama_module),
         "internals": parts,
+        "llama_chat_format": formats(),
+        "llama_cpp": types.SimpleNamespace(**{**vars(c), "llama_adapter_lora_init": load_lora}),
         "suppress_stdout_stderr": lambda disable: contextlib.nullcontext(),
         "set_verbose": lambda verbose: None,
     }

@@ -17,13 +17,16 @@ from ..check.first_load import trust_devices
 from ..config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig, check_sampling
 from ..errors import RestkvError
 from ..models.files import resolve
+from ..models.lora import check_lora
 from ..native import interrupts, quiet
 from ..native.binding import LIBRARY, Llama, c
 from ..plan.fitting import fit, graph_memory
 from ..plan.memory import GGML_TYPES, KvType, kv_pair, plan_memory
+from .answers import seeds
+from .answers.chat_templates import add_raw
 from .construct import construct, probe_model
 from .facts import Facts
-from .logits import LogitLog, LogitRows, rows
+from .logits import LogitRows, rows
 from .options import cache_folder, check_options, default_threads, default_threads_batch, sampling_of
 from .queueing import Queue
 from .report import Eviction, Report, Turn
@@ -50,7 +53,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         n_batch: int = DEFAULT_BATCH,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
-        seed: int = c.LLAMA_DEFAULT_SEED,
+        seed: int | None = None,
         verbose: bool = False,
         **llama: Any,
     ) -> None:
@@ -64,7 +67,10 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         self.evict = evict
         self.guide: str | None = None
         self.on_progress, self.on_evict, self.on_notice = on_progress, on_evict, on_notice
+        first_seed = seeds.fixed(seed)
         probe = probe_model(path, type_k, type_v)
+        if llama.get("lora_path"):
+            check_lora(llama["lora_path"], probe.arch)
         interrupts.check()
         self.plan = plan_memory(
             path,
@@ -90,7 +96,6 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         self._queue = Queue()
         self._turn = Turn()
         self._notices: list[str] = []
-        self._log: LogitLog | None = None
         self._restored: npt.NDArray[np.float32] | None = None
         self._generating = False
         self._asked: str | None = None
@@ -131,20 +136,21 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                     "n_threads": threads,
                     "n_threads_batch": threads_batch,
                     "n_gpu_layers": n_gpu_layers,
-                    "seed": seed,
                     "type_k": type_k,
                     "type_v": type_v,
                     "flash_attn": True,
                     "verbose": verbose,
                 },
             )
-            self._seed = seed  # Llama takes 0 for "no seed"
+            self._seed = first_seed  # Llama takes 0 for "no seed"
+            untemplated = add_raw(self, llama.get("chat_format"))
             self._facts = Facts(self._ctx.ctx, self.plan)
             self._abort = ctypes.cast(LIBRARY.restkv_abort_on_flag, c.ggml_abort_callback)
             c.llama_set_abort_callback(self._ctx.ctx, self._abort, ctypes.addressof(self._stop))
             self._facts.look()
-            if fitted:
-                self._notice(fitted)
+            for notice in (fitted, untemplated):
+                if notice:
+                    self._notice(notice)
             if wrong and self._facts.backend_reason:  # of a device that holds layers
                 self._notice(f"evictions do not run as graphs where the cache lives: {self._facts.backend_reason}")
         except BaseException:
@@ -233,9 +239,8 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
 
     @property
     def scores(self) -> LogitRows:
-        """Logits by position [position, n_vocab]: of the last token, and of the whole answer under logprobs."""
-        kept = self._log.view() if self._log is not None else None
-        return kept if kept is not None else rows(self._last_logits()[None, :], max(0, self.n_tokens - 1))
+        """Logits by position [position, n_vocab], of the last token only."""
+        return rows(self._last_logits()[None, :], max(0, self.n_tokens - 1))
 
     @scores.setter
     def scores(self, value: object) -> None:

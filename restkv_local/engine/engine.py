@@ -7,11 +7,8 @@ costs memory without need (the batch, the array of scores).
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Generator, Sequence
-from contextvars import ContextVar
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,19 +16,13 @@ import numpy.typing as npt
 
 from .. import native
 from ..config import GUIDE_MAX, check_sampling
-from ..errors import Cancelled, ConfigError, ContextOverflow, EvictionError, RestkvError
+from ..errors import Cancelled, ConfigError, ContextOverflow, EvictionError
 from ..native.binding import LIBRARY, c
 from . import prefill
-from .core import Core
-from .logits import LogitLog
-from .options import last_question, sampling_of
+from .options import sampling_of
 from .report import Turn
+from .speaking import Speaking
 from .state import EngineState, check_origin, read_blob, write_blob
-
-# The last user message of the chat completion that is being started in this context.
-_question: ContextVar[str | None] = ContextVar("restkv_question", default=None)
-
-_TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
 
 
 def _as_list(tokens: Sequence[int]) -> list[int]:
@@ -39,7 +30,7 @@ def _as_list(tokens: Sequence[int]) -> list[int]:
     return tokens if isinstance(tokens, list) else list(tokens)
 
 
-class Engine(Core):
+class Engine(Speaking):
     """A model in a KV cache of `evict.budget + reserve` cells, for texts of up to n_ctx positions.
 
     model_path: a GGUF file; None is the embedded model. n_ctx: limit in positions, rounded up to 256; 0 is what the
@@ -52,20 +43,6 @@ class Engine(Core):
     Calls from several threads queue. `cancel` and `report` may be called at any time from any thread.
     Raises ModelError, ConfigError (before the model is loaded), ContextOverflow, Cancelled and EvictionError.
     """
-
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Tokens of a text, with one int object per token id: of a long text each object would take 28 bytes more."""
-        room = min(len(text), self._n_ctx) + 8
-        while True:
-            tokens = (c.llama_token * room)()
-            n = c.llama_tokenize(self._model.vocab, text, len(text), tokens, room, add_bos, special)
-            if n >= 0:
-                break
-            if -n <= room:
-                raise RestkvError("the tokenizer of this model failed on this text")
-            room = -n
-        known: dict[int, int] = {}
-        return [known.setdefault(token, token) for token in islice(tokens, n)]
 
     # ---- reading -------------------------------------------------------------------------------
 
@@ -262,6 +239,10 @@ class Engine(Core):
 
     def _generate(self, tokens: list[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         self._facts_open  # noqa: B018 (raises when closed)
+        if not tokens and (kwargs.get("reset", True) or (self._requires_eval and self._restored is None)):
+            raise ConfigError("the prompt is empty; give at least one token")
+        if kwargs.get("grammar") is not None:
+            self._check_grammar(kwargs["grammar"])
         self._generating = True
         inner: Generator[int, Sequence[int] | None, None] | None = None
         try:
@@ -280,6 +261,7 @@ class Engine(Core):
             self._generating = False
             if inner is not None:
                 inner.close()
+            self._sampler = None  # sample() by itself goes by its own arguments
 
     def _prepare(self, tokens: list[int]) -> int:
         """Cut the cache to what a prompt shares with it, or clear it; returns the tokens that need not be read."""
@@ -310,61 +292,6 @@ class Engine(Core):
         if reason is not None:
             self._turn.reevaluated = reason
             self._announce(reason)
-
-    def sample(self, *args: Any, **kwargs: Any) -> int:
-        """Llama.sample; right after load_state it works on the logits that the state holds."""
-        if self._log is not None:
-            self._log.add(self.n_tokens - 1, self._last_logits())
-        if self._restored is None:
-            live: int = super().sample(*args, **kwargs)
-            return live
-        kwargs.pop("idx", None)
-        sampler = self._sampler or self._init_sampler(*args, **kwargs)
-        data = np.zeros(self._n_vocab, dtype=_TOKEN_DATA)
-        data["id"], data["logit"] = np.arange(self._n_vocab), self._restored
-        array = c.llama_token_data_array(
-            data=data.ctypes.data_as(c.llama_token_data_p), size=self._n_vocab, selected=-1, sorted=False
-        )
-        c.llama_sampler_apply(sampler.sampler, ctypes.byref(array))
-        token: int = array.data[array.selected].id
-        sampler.accept(token)
-        return token
-
-    def _create_completion(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        logprobs = kwargs.get("logprobs")
-        if logprobs is not None and kwargs.get("echo"):
-            raise ConfigError("echo with logprobs needs the logits of every prompt token, which are not kept; drop one")
-        question = _question.get()
-
-        def start() -> None:
-            self._uncancel()
-            self._asked = question
-            if logprobs is not None:
-                self._log, self._logits_all = LogitLog(self._n_vocab), True
-
-        def end() -> None:
-            self._uncancel()
-            self._asked = None
-            self._log, self._logits_all = None, False
-
-        def run() -> Generator[Any, None, None]:
-            self._facts_open  # noqa: B018 (raises when closed)
-            try:
-                yield from super(Engine, self)._create_completion(*args, **kwargs)
-            except ValueError as error:
-                if isinstance(error, RestkvError) or not str(error).startswith("Requested tokens"):
-                    raise
-                raise ContextOverflow(f"{error}; shorten the text or choose a larger n_ctx") from None
-
-        return self._queue.run(run(), start, end)
-
-    def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
-        """Llama.create_chat_completion; the last user message becomes the guide of a guided prefill."""
-        token = _question.set(last_question(messages))
-        try:
-            return super().create_chat_completion(messages, *args, **kwargs)
-        finally:
-            _question.reset(token)
 
     def _guide_of(self, prompt: list[int]) -> list[int]:
         """The question, and what the chat format puts after it: where an answer begins, its queries ask most.

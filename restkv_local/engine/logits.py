@@ -44,26 +44,3 @@ def rows(values: npt.NDArray[np.float32], first: int) -> LogitRows:
     view = values.view(LogitRows)
     view.first = first
     return view
-
-
-class LogitLog:
-    """Keeps the logits of an answer while log-probabilities are asked for: 4 bytes x n_vocab per token."""
-
-    def __init__(self, n_vocab: int) -> None:
-        self._rows: npt.NDArray[np.float32] = np.empty((16, n_vocab), dtype=np.float32)
-        self._n = 0
-        self._first = 0
-
-    def add(self, position: int, logits: npt.NDArray[np.float32]) -> None:
-        """Record the logits that follow the token at `position`; recording again replaces it and what came after."""
-        if self._n == 0:
-            self._first = position
-        self._n = max(0, position - self._first)
-        if self._n == len(self._rows):
-            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
-        self._rows[self._n] = logits
-        self._n += 1
-
-    def view(self) -> LogitRows | None:
-        """The rows so far, without a copy; None when there are none."""
-        return rows(self._rows[: self._n], self._first) if self._n else None
