@@ -55,6 +55,8 @@ VOTERS_MAX = 512
 GUIDE_MAX = 128
 # Most threads: GGML_MAX_N_THREADS of ggml.h. The system may give fewer, and ggml ends the process then.
 THREADS_MAX = 512
+# Seeds of sampling have 32 bits.
+SEED_MAX = 2**32 - 1
 # Bounds of sampling. llama.cpp checks none, and computes with 32-bit floats: a temperature below TEMPERATURE_MIN makes
 # numbers too large for them. 0 is the likeliest token.
 TEMPERATURE_MIN = 1e-6

@@ -21,6 +21,7 @@ from ..config import (
     METHODS,
     PREFILLS,
     SAMPLING,
+    SEED_MAX,
     THREADS_MAX,
     EvictConfig,
     check_sampling,
@@ -31,7 +32,6 @@ from ..errors import ConfigError
 from ..plan.gpus import DEVICES_MAX
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-SEED_MAX = 2**32 - 1  # llama.cpp samplers take 32 bits
 
 
 class Budget(click.ParamType):  # type: ignore[type-arg]

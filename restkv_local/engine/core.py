@@ -22,6 +22,7 @@ from ..native import interrupts, quiet
 from ..native.binding import LIBRARY, Llama, c
 from ..plan.fitting import fit, graph_memory
 from ..plan.memory import GGML_TYPES, KvType, kv_pair, plan_memory
+from . import at_exit
 from .answers import seeds
 from .answers.chat_templates import add_raw
 from .construct import construct, probe_model
@@ -145,6 +146,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
             self._seed = first_seed  # Llama takes 0 for "no seed"
             untemplated = add_raw(self, llama.get("chat_format"))
             self._facts = Facts(self._ctx.ctx, self.plan)
+            at_exit.watch(self)
             self._abort = ctypes.cast(LIBRARY.restkv_abort_on_flag, c.ggml_abort_callback)
             c.llama_set_abort_callback(self._ctx.ctx, self._abort, ctypes.addressof(self._stop))
             self._facts.look()
@@ -162,6 +164,11 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         return super()._init_sampler(*args, **kwargs)
 
     # ---- stopping ------------------------------------------------------------------------------
+
+    @property
+    def working(self) -> bool:
+        """Whether a thread is inside a call now; a suspended stream is not."""
+        return self._queue.working
 
     def cancel(self) -> None:
         """Stop the prefill or the answer that runs, within one ubatch; it raises Cancelled. Idle: does nothing."""

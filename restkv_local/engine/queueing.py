@@ -32,6 +32,11 @@ class Queue:
         return self._ticket is not None
 
     @property
+    def working(self) -> bool:
+        """Whether a thread is inside a call now."""
+        return self._active is not None
+
+    @property
     def nested(self) -> bool:
         """Whether this thread is inside a call already."""
         return self._active == threading.get_ident()

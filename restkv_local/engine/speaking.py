@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
+from ..config import check_sampling
 from ..errors import ConfigError, RestkvError
 from ..native.binding import c
 from .answers import chat_templates, seeds
@@ -102,6 +103,7 @@ class Speaking(Core):
         self._facts_open  # noqa: B018 (raises when closed)
         if logprobs is not None and echo:
             raise ConfigError("echo with logprobs needs the logits of every prompt token, which are not kept; drop one")
+        check_sampling({**sampling, "temperature": temperature})
         processors = as_list(logits_processor)
         if logit_bias:
             processors.append(bias(logit_bias, self._n_vocab))

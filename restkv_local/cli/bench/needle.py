@@ -10,12 +10,11 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ...config import ALLOCATIONS, CELLS_MAX, KV_TYPES, METHODS, PREFILLS, EvictConfig
+from ...config import ALLOCATIONS, CELLS_MAX, KV_TYPES, METHODS, PREFILLS, SEED_MAX, EvictConfig
 from ...eval.needle import COLUMNS, NeedleSettings, measure, table_row
 from ..failure import Command
 from ..options import (
     CONTEXT_SETTINGS,
-    SEED_MAX,
     THREADS_OPTION,
     Budget,
     KvType,

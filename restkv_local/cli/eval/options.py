@@ -10,10 +10,20 @@ from typing import Any
 
 import click
 
-from ...config import CELLS_MAX, EVAL_BUDGETS, EVAL_CONTEXTS, EVAL_RESERVE, KV_TYPES, METHODS, PREFILLS, parse_budget
+from ...config import (
+    CELLS_MAX,
+    EVAL_BUDGETS,
+    EVAL_CONTEXTS,
+    EVAL_RESERVE,
+    KV_TYPES,
+    METHODS,
+    PREFILLS,
+    SEED_MAX,
+    parse_budget,
+)
 from ...eval.grid import Grid
 from ...eval.variant import ALL, parse_variants
-from ..options import DEVICE_OPTIONS, SEED_MAX, THREADS_OPTION, KvType
+from ..options import DEVICE_OPTIONS, THREADS_OPTION, KvType
 
 CONVENTION = (
     "One set of cells per KV head: a budget B per query head, as papers count it, equals group x B cells here."

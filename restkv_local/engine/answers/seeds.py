@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
+from ...config import SEED_MAX
 from ...errors import ConfigError
 
-SEED_MAX = 2**32 - 1
 # llama.cpp takes this number as the wish for a new seed each time.
 RANDOM = SEED_MAX
 
