@@ -367,6 +367,12 @@ def here(checkout: Path, *words: str) -> tuple[subprocess.CompletedProcess[str],
     return done, json.loads(target.read_text())
 
 
+def test_the_tests_that_it_runs_are_there() -> None:
+    for programs in (place.made(), place.at_hand()):
+        assert place.GRAPH_TESTS in programs.tests
+        assert not [name for name in programs.tests if not (source.ROOT / name).is_file()]
+
+
 @pytest.mark.usefixtures("native")
 def test_here_takes_what_is_at_hand(checkout: Path) -> None:
     before = sorted(path.name for path in checkout.iterdir())

@@ -15,6 +15,7 @@ from ..setup.source import ROOT
 Words = list[str | Path]
 
 PROBE = Path(__file__).with_name("probe.py")
+GRAPH_TESTS, RPC_TESTS, PLAN_TESTS = "tests/test_graph.py", "tests/test_rpc.py", "tests/test_device_plan.py"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def made() -> Place:
     """The environment of the tests, once `venv.ensure` has made it."""
     return Place(
         venv.python(), [venv.script("restkv-bench")], [venv.script("pytest")],
-        ("tests/test_graph.py", "tests/test_rpc.py"), venv.environment(),
+        (GRAPH_TESTS, RPC_TESTS), venv.environment(),
     )  # fmt: skip
 
 
@@ -46,5 +47,5 @@ def at_hand() -> Place:
     pytest: Words | None = [python, "-m", "pytest"] if importlib.util.find_spec("pytest") else None
     return Place(
         python, [python, PROBE, "restkv-bench"], pytest,
-        ("tests/test_graph.py", "tests/test_device_plan.py"), environment,
+        (GRAPH_TESTS, PLAN_TESTS), environment,
     )  # fmt: skip
