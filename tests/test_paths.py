@@ -62,6 +62,23 @@ def test_an_older_platformdirs_names_the_tilde_itself(tmp_path: Path, monkeypatc
     assert paths.cache_folder("wo") is None and list(tmp_path.iterdir()) == []
 
 
+def test_no_home_and_a_build(tmp_path: Path) -> None:
+    """Sources and builds do need a folder; one can be named."""
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).resolve().parents[1] / "tools")!r})
+from lib.setup import source
+os.environ.pop("RESTKV_CACHE", None)
+if len(sys.argv) > 1:
+    os.environ["RESTKV_CACHE"] = sys.argv[1]
+print(source.cache_dir())
+"""
+    done = _homeless(code)
+    assert (done.returncode, done.stdout) == (1, "") and "set RESTKV_CACHE to a folder" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert _homeless(code, str(tmp_path)).stdout == f"{tmp_path}\n"
+
+
 @pytest.mark.usefixtures("native")
 def test_no_home_and_a_real_answer() -> None:
     code = "from restkv_local.cli.chat.main import main\nmain()"

@@ -3,6 +3,7 @@ that is complete after every step."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -130,7 +131,8 @@ class Run:
         }
         text = json.dumps(everything, indent=2, default=str) + "\n"
         # Names of a person's folders are nobody's business.
-        text = text.replace(json.dumps(str(Path.home()))[1:-1], "~")
+        with contextlib.suppress(RuntimeError):  # a user without a home
+            text = text.replace(json.dumps(str(Path.home()))[1:-1], "~")
         part = self.target.with_name(self.target.name + ".part")
         part.write_text(text, encoding="utf-8")
         part.replace(self.target)

@@ -31,15 +31,22 @@ class SourceError(Exception):
     """The source cannot be fetched, is not the pinned one, or does not take the series."""
 
 
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        sys.exit("no home folder is known, where sources and builds go; set RESTKV_CACHE to a folder for them")
+
+
 def cache_dir() -> Path:
     """Folder for sources and builds: $RESTKV_CACHE, else the platform's cache folder. Safe to delete at any time."""
     if os.environ.get("RESTKV_CACHE"):
         return Path(os.environ["RESTKV_CACHE"]).expanduser().resolve()
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "restkv-local"
+        return _home() / "Library" / "Caches" / "restkv-local"
     if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "restkv-local" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "restkv-local"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "restkv-local" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "restkv-local"
 
 
 @contextlib.contextmanager
