@@ -3,7 +3,8 @@
 // A KV cache of fixed size: `capacity` cells per layer, of which `budget` survive an eviction.
 // A cell's score says how much the layer's output changes when the cell goes.
 //
-// Every function that can fail returns a restkv_status; the sentence for people is in restkv_last_error().
+// Every function that can fail returns a restkv_status, or says how it fails. Status and a sentence for people stay in
+// restkv_last_status() and restkv_last_error(); each such function forgets those of the call before when it starts.
 // Shapes are row-major, last axis contiguous.
 
 #pragma once
@@ -19,7 +20,7 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 7
+#define RESTKV_ABI_VERSION 8
 
 #define RESTKV_NAME_MAX   32
 #define RESTKV_REASON_MAX 192
@@ -37,8 +38,10 @@ typedef enum restkv_status {
     RESTKV_INVALID     = 1,  // an argument is out of range
     RESTKV_UNSUPPORTED = 2,  // this model, cache type or setting cannot be evicted
     RESTKV_NOTHING     = 3,  // the cache is within its budget: nothing to evict
-    RESTKV_IO          = 4,  // a file could not be read
-    RESTKV_NO_MEMORY   = 5,
+    RESTKV_IO          = 4,  // the model's file could not be read
+    RESTKV_NO_MEMORY   = 5,  // of the host or of a device, or the device failed
+    RESTKV_GONE        = 6,  // what this needs is no longer in the cache: read the text again
+    RESTKV_STATE       = 7,  // a saved state is damaged, or of another cache
 } restkv_status;
 
 typedef enum restkv_pooling {
@@ -117,8 +120,16 @@ typedef struct restkv_params {
     uint32_t overlap;    // method lacache: layers that neighbouring rungs share
 } restkv_params;
 
-RESTKV_API uint32_t     restkv_abi_version(void);
-RESTKV_API const char * restkv_last_error(void);  // of the calling thread; "" when there is none
+RESTKV_API uint32_t restkv_abi_version(void);
+
+// The last failure on the calling thread: RESTKV_OK and "" when there is none.
+RESTKV_API restkv_status restkv_last_status(void);
+RESTKV_API const char *  restkv_last_error(void);
+
+// Forget it. Call this before a function of llama.cpp in which the cache may fail: llama_init_from_model, llama_decode
+// (a status of 1 without a failure of ours: the batch is larger than the free cells), llama_memory_seq_rm and
+// llama_state_set_data.
+RESTKV_API void restkv_clear_error(void);
 
 RESTKV_API uint32_t     restkv_method_count(void);
 RESTKV_API const char * restkv_method_name(uint32_t i);  // NULL beyond the end
@@ -222,7 +233,7 @@ typedef struct restkv_event {
     uint64_t us_compact;
 } restkv_event;
 
-// The last events, oldest first; at most 256 are kept. Returns how many were written.
+// The last events, oldest first; at most 256 are kept. Returns how many were written; 0 with restkv_last_error() too.
 RESTKV_API uint32_t restkv_get_events(struct llama_context * ctx, restkv_event * out, uint32_t n_max);
 
 // Positions that a KV head of a layer (model layer index) holds, ascending. Returns their number (out may be NULL; at
@@ -362,15 +373,17 @@ typedef struct restkv_device_times {
     uint64_t us_attend;     // attend and score as a graph, and what comes back
     uint64_t us_choose;     // smooth and select, on one thread of the host
     uint64_t us_compact;    // rows moved
-    uint64_t us_copy;       // a copy within the memory of the device
     uint64_t bytes_attend;  // of K and V
     uint64_t bytes_moved;   // read and written
-    uint64_t bytes_copied;  // read and written
 } restkv_device_times;
 
-// Time restkv_score_on() and the moves of its sets, and a plain copy. rounds: at least 1, after one that is not counted.
+// Time restkv_score_on() and the moves of its sets. rounds: at least 1, after one that is not counted.
 RESTKV_API restkv_status restkv_time_on(const restkv_score_args * args, const char * device, uint32_t rounds,
                                         restkv_device_times * out);
+
+// The yardstick of evictions: the shortest of `rounds` copies of n_bytes within the memory of a device, in microseconds.
+// RESTKV_UNSUPPORTED when the device cannot copy.
+RESTKV_API restkv_status restkv_copy_on(const char * device, uint64_t n_bytes, uint32_t rounds, uint64_t * us);
 
 #ifdef __cplusplus
 }

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Last, so that an installed package and the standard library's `test` win.
-sys.path += [str(ROOT), str(ROOT / "tools")]
+sys.path += [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests" / "support")]
 
 from lib.setup import source  # noqa: E402
 

@@ -1,7 +1,7 @@
 // ReST-KV with one distance per query and cell (metric "before"): sum_i e_i a_ij / (1 - a_ij) || R (v_j - o_i) ||, for
 // queries i and past cells j. Values are projected once, and the difference is taken behind R.
 
-#include "build.h"
+#include "graph/build.h"
 
 #include <algorithm>
 
@@ -41,11 +41,11 @@ void restkv_graph_builder::before(ggml_tensor * a, uint32_t from, std::vector<gg
     ggml_tensor * y    = R.coarse ? product(R, factor_of(o, GGML_TYPE_F32)) : o;  // [d, n, g, T]
     ggml_tensor * norm = ggml_clamp(ctx, ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, y))), 1e-30f, 3e38f);
 
-    give(u, at.values + (size_t) from * d, (size_t) cells.n_rows * d);
-    give(v, at.values + (size_t) (layer.n_head * cells.n_rows + from) * d, (size_t) cells.n_rows * d);
+    store(u, at.values + (size_t) from * d, (size_t) cells.n_rows * d);
+    store(v, at.values + (size_t) (layer.n_head * cells.n_rows + from) * d, (size_t) cells.n_rows * d);
     ggml_tensor * facts = ggml_concat(ctx, cell, ggml_sum_rows(ctx, top), 0);
     facts               = ggml_concat(ctx, facts, ggml_concat(ctx, rest, norm, 0), 0);
-    give(facts, at.tops + (size_t) from * RESTKV_GRAPH_TOP, (size_t) cells.n_rows * RESTKV_GRAPH_TOP);
+    store(facts, at.tops + (size_t) from * RESTKV_GRAPH_TOP, (size_t) cells.n_rows * RESTKV_GRAPH_TOP);
 
     ggml_tensor * odds = ggml_div(ctx, others, ggml_scale_bias(ctx, others, -1.0f, 1.0f));
     odds               = ggml_mul(ctx, odds, ggml_view_2d(ctx, graph.weights, 1, n, F, from * F));

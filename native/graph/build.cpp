@@ -1,4 +1,4 @@
-#include "build.h"
+#include "graph/build.h"
 
 #include <algorithm>
 #include <cmath>
@@ -38,13 +38,13 @@ size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_grap
 
 restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx,
                                            const restkv_graph_layer & layer, const restkv_graph_cells & cells,
-                                           const restkv_graph::lane & lane, const restkv_graph::tile & tile) :
+                                           const restkv_graph::buffer_set & buffers, const restkv_graph::tile & tile) :
     gf(ggml_new_graph_custom(ctx, NODES_MAX, false)),
     graph(graph),
     ctx(ctx),
     layer(layer),
     cells(cells),
-    lane(lane),
+    buffers(buffers),
     tile(tile),
     at(graph.layout_of(layer, cells)),
     g(layer.n_head / layer.n_head_kv),
@@ -76,7 +76,7 @@ void restkv_graph_builder::attend() {
         const uint32_t n = std::min(tile.n_rows, cells.n_rows - from);
         ggml_tensor *  a = attention(from, n);
         if (cells.drift_top > 0) {
-            give(drift(a), at.drift + (size_t) from * 4, (size_t) cells.n_rows * 4);
+            store(drift(a), at.drift + (size_t) from * 4, (size_t) cells.n_rows * 4);
         }
         if (graph.kind == RESTKV_GRAPH_BEFORE) {
             before(a, from, sums);
@@ -91,12 +91,12 @@ void restkv_graph_builder::attend() {
         ggml_build_forward_expand(gf, abar);
     }
     for (uint32_t p = 0, j = 0; p < sums.size(); j += sums[p++]->ne[0]) {
-        give(sums[p], at.abar + j, cells.n_past);
+        store(sums[p], at.abar + j, cells.n_past);
     }
     if (!abar) {
         return;
     }
-    give(abar, at.abar, abar->ne[0]);
+    store(abar, at.abar, abar->ne[0]);
     if (graph.kind == RESTKV_GRAPH_OUTPUT) {
         distances(ggml_reshape_3d(ctx, abar, abar->ne[0], g, T));
     }
@@ -104,11 +104,11 @@ void restkv_graph_builder::attend() {
 
 // t [.., n, g, T] to its place among the layer's results: `at`, and `stride` floats from query head to query head. One
 // read of the host then brings all tiles and pieces of a layer.
-void restkv_graph_builder::give(ggml_tensor * t, size_t at, size_t stride) {
+void restkv_graph_builder::store(ggml_tensor * t, size_t at, size_t stride) {
     constexpr size_t F    = sizeof(float);
     const size_t     head = stride * F;
     const size_t     from = at * F + head * tile.head * g;
-    ggml_tensor *    to = ggml_view_4d(ctx, lane.results, t->ne[0], t->ne[1], g, T, t->ne[0] * F, head, g * head, from);
+    ggml_tensor * to = ggml_view_4d(ctx, buffers.results, t->ne[0], t->ne[1], g, T, t->ne[0] * F, head, g * head, from);
     ggml_build_forward_expand(gf, ggml_cpy(ctx, t, to));
 }
 
@@ -196,7 +196,7 @@ ggml_tensor * restkv_graph_builder::attention(uint32_t from, uint32_t n) const {
     }
     if (layer.sinks) {
         const size_t  size = sizeof(float);
-        ggml_tensor * s    = ggml_view_4d(ctx, lane.sinks, 1, 1, g, T, size, size, g * size, tile.head * g * size);
+        ggml_tensor * s    = ggml_view_4d(ctx, buffers.sinks, 1, 1, g, T, size, size, g * size, tile.head * g * size);
         parts.push_back(ggml_repeat_4d(ctx, s, 1, n, g, T));
     }
     ggml_tensor * z = parts.back();
@@ -282,8 +282,8 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
     };
     ggml_tensor * rest     = total ? ggml_mul(ctx, half(0), ggml_reshape_4d(ctx, total, 1, 1, g, T)) : half(0);
     ggml_tensor * dominant = half(1);
-    give(rest, at.values, d);
-    give(dominant, at.values + (size_t) layer.n_head * d, d);
+    store(rest, at.values, d);
+    store(dominant, at.values + (size_t) layer.n_head * d, d);
 
     ggml_tensor *  o    = ggml_add(ctx, rest, dominant);
     const factor   R    = factors();
@@ -294,7 +294,7 @@ void restkv_graph_builder::distances(ggml_tensor * abar) {
         x                = ggml_sub(ctx, g > 1 ? ggml_repeat_4d(ctx, x, d, n, g, T) : x, o);
         x                = R.coarse ? product(R, factor_of(x, GGML_TYPE_F32)) : x;
         x                = ggml_sum_rows(ctx, ggml_sqr(ctx, x));  // [1, n, g, T]
-        give(ggml_reshape_4d(ctx, x, n, 1, g, T), at.distances + j, L);
+        store(ggml_reshape_4d(ctx, x, n, 1, g, T), at.distances + j, L);
     }
 }
 
@@ -314,8 +314,9 @@ ggml_tensor * restkv_graph_builder::drift(ggml_tensor * a) const {
     const auto above = [&](ggml_tensor * log_weight) {
         return ggml_step(ctx, ggml_sub(ctx, p, ggml_exp(ctx, log_weight)));
     };
-    constexpr size_t F  = sizeof(float);
-    ggml_tensor * tops  = cells.drift_tops ? ggml_view_4d(ctx, lane.tops, 1, 1, 1, T, F, F, F, tile.head * F) : nullptr;
+    constexpr size_t F = sizeof(float);
+    ggml_tensor *    tops =
+        cells.drift_tops ? ggml_view_4d(ctx, buffers.tops, 1, 1, 1, T, F, F, F, tile.head * F) : nullptr;
     ggml_tensor * one   = ggml_cont(ctx, ggml_view_4d(ctx, a, 1, n, g, T, a->nb[1], a->nb[2], a->nb[3], 0));
     ggml_tensor * lo    = ggml_scale_bias(ctx, one, 0.0f, LOWEST);
     float         width = highest - LOWEST;
@@ -330,7 +331,7 @@ ggml_tensor * restkv_graph_builder::drift(ggml_tensor * a) const {
     }
     ggml_tensor * hi  = ggml_scale_bias(ctx, lo, 1.0f, width);
     const size_t  row = cells.n_cells * sizeof(float);
-    ggml_tensor * pos = ggml_view_4d(ctx, lane.pos, cells.n_cells, 1, 1, T, row, row, row, tile.head * row);
+    ggml_tensor * pos = ggml_view_4d(ctx, buffers.pos, cells.n_cells, 1, 1, T, row, row, row, tile.head * row);
     ggml_tensor * out = nullptr;
     for (ggml_tensor * end : { hi, lo }) {
         ggml_tensor * is = above(end);

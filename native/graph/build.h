@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "graph.h"
+#include "graph/graph.h"
 
 #include <algorithm>
 
@@ -22,7 +22,7 @@ inline uint32_t restkv_graph_panel(size_t tile_floats, size_t width, uint32_t n)
 class restkv_graph_builder {
 public:
     restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx, const restkv_graph_layer & layer,
-                         const restkv_graph_cells & cells, const restkv_graph::lane & lane,
+                         const restkv_graph_cells & cells, const restkv_graph::buffer_set & buffers,
                          const restkv_graph::tile & tile);
 
     static constexpr size_t NODES_MAX = 16384;
@@ -57,7 +57,7 @@ private:
     ggml_tensor * weighted_values(ggml_tensor * w, uint32_t n_cells);
     void          attend();
     void          distances(ggml_tensor * abar);
-    void          give(ggml_tensor * t, size_t at, size_t stride);
+    void          store(ggml_tensor * t, size_t at, size_t stride);
 
     // before.cpp
     void before(ggml_tensor * a, uint32_t from, std::vector<ggml_tensor *> & sums);
@@ -67,14 +67,14 @@ private:
     void angles();
     void give_kv(ggml_tensor * t, size_t at, size_t stride);
 
-    const restkv_graph &       graph;
-    ggml_context * const       ctx;
-    const restkv_graph_layer & layer;
-    const restkv_graph_cells & cells;
-    const restkv_graph::lane & lane;
-    const restkv_graph::tile   tile;
-    const restkv_graph::layout at;
-    const uint32_t             g;
-    const uint32_t             T;
-    ggml_tensor *              hidden = nullptr;  // F32 [n_cells, T] of layer.hidden, or null
+    const restkv_graph &             graph;
+    ggml_context * const             ctx;
+    const restkv_graph_layer &       layer;
+    const restkv_graph_cells &       cells;
+    const restkv_graph::buffer_set & buffers;
+    const restkv_graph::tile         tile;
+    const restkv_graph::layout       at;
+    const uint32_t                   g;
+    const uint32_t                   T;
+    ggml_tensor *                    hidden = nullptr;  // F32 [n_cells, T] of layer.hidden, or null
 };

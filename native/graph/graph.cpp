@@ -1,7 +1,7 @@
-#include "graph.h"
+#include "graph/graph.h"
 
-#include "build.h"
-#include "params.h"
+#include "api/params.h"
+#include "graph/build.h"
 
 #ifdef RESTKV_TEST_WRONG_STAGE
 #    include "wrong_stage.h"
@@ -25,7 +25,8 @@ static constexpr size_t TILE_FLOATS = 8 * 1024 * 1024;
 static ggml_backend_buffer_ptr allocate(ggml_context * ctx, ggml_backend_buffer_type_t buft, const char * what) {
     ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft));
     if (!buffer) {
-        throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft) + " for " + what);
+        throw restkv_error(RESTKV_NO_MEMORY,
+                           std::string("not enough memory on ") + ggml_backend_buft_name(buft) + " for " + what);
     }
     return buffer;
 }
@@ -45,7 +46,8 @@ static bool multiplies_exactly(ggml_backend_dev_t device, ggml_backend_buffer_ty
     constexpr float        ERROR = SUM * 1e-5f;  // rounding one of the factors makes 12 times as much
     const ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
     if (!backend) {
-        throw std::runtime_error(std::string(ggml_backend_dev_name(device)) + " has no room for another backend");
+        throw restkv_error(RESTKV_NO_MEMORY,
+                           std::string(ggml_backend_dev_name(device)) + " has no room for another backend");
     }
     for (const int64_t n : { (int64_t) 96, (int64_t) 12, (int64_t) 1 }) {
         ggml_context_ptr ctx(ggml_init({ 8 * ggml_tensor_overhead() + ggml_graph_overhead_custom(4, false), nullptr,
@@ -63,7 +65,7 @@ static bool multiplies_exactly(ggml_backend_dev_t device, ggml_backend_buffer_ty
         ggml_backend_tensor_set(a, x.data(), 0, ggml_nbytes(a));
         ggml_backend_tensor_set(b, x.data(), 0, ggml_nbytes(b));
         if (restkv_compute(backend.get(), gf) != GGML_STATUS_SUCCESS) {
-            throw std::runtime_error(std::string(ggml_backend_name(backend.get())) + " failed");
+            throw restkv_error(RESTKV_NO_MEMORY, std::string(ggml_backend_name(backend.get())) + " failed");
         }
         ggml_backend_synchronize(backend.get());
         x.resize(M * n);
@@ -81,7 +83,7 @@ static bool is_exact(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft)
     static std::map<ggml_backend_dev_t, bool> known;
     const std::lock_guard<std::mutex>         guard(lock);
     const auto                                found = known.find(device);
-    return found != known.end() ? found->second : known[device] = multiplies_exactly(device, buft);
+    return found != known.end() ? found->second : (known[device] = multiplies_exactly(device, buft));
 }
 
 restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
@@ -116,14 +118,14 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
     whole.n_cells = whole.n_past = most.n_cells;
     whole.n_rows                 = most.n_rows;
     whole.drift_top              = params.pooling == RESTKV_POOLING_ADAPTIVE ? 1 : 0;
-    init_lanes();
+    init_buffer_sets();
     const int64_t  rows = most.n_rows;
     ggml_context * ctx  = inputs_ctx.get();
     slots               = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, rows);
     weights             = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows);
     mask                = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, rows * rows);
     n_results           = kind == RESTKV_GRAPH_MOVES ? 1 : layout_of(largest, whole).total;
-    for (lane & x : lanes) {
+    for (buffer_set & x : buffer_sets) {
         x.sinks   = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head);
         x.pos     = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, (int64_t) n_head_kv * most.n_cells);
         x.tops    = hides ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head_kv) : nullptr;
@@ -198,11 +200,11 @@ restkv_graph::layout restkv_graph::layout_of(const restkv_graph_layer & layer, c
 
 void restkv_graph::run(ggml_gallocr_t memory, ggml_cgraph * gf) {
     if (!ggml_gallocr_alloc_graph(memory, gf)) {
-        throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft));
+        throw restkv_error(RESTKV_NO_MEMORY, std::string("not enough memory on ") + ggml_backend_buft_name(buft));
     }
     restkv_make_wrong(gf);
     if (restkv_compute(backend, gf) != GGML_STATUS_SUCCESS) {
-        throw std::runtime_error(std::string(ggml_backend_name(backend)) + " failed");
+        throw restkv_error(RESTKV_NO_MEMORY, std::string(ggml_backend_name(backend)) + " failed");
     }
 }
 
@@ -268,7 +270,7 @@ std::string restkv_graph::missing(const restkv_graph_layer & layer) const {
                    std::to_string(most.n_rows);
         }
         const ggml_context_ptr     scoring = new_context();
-        const restkv_graph_builder built(*this, scoring.get(), w.layer, w.cells, lanes[0], t);
+        const restkv_graph_builder built(*this, scoring.get(), w.layer, w.cells, buffer_sets[0], t);
         lacked = ask(built.gf);
     }
     return lacked;
@@ -294,13 +296,13 @@ void restkv_graph::reserve(const restkv_graph_layer & layer) {
         worst_case w;
         fill(w, layer, params, most);
         const ggml_context_ptr     ctx = new_context();
-        const restkv_graph_builder built(*this, ctx.get(), w.layer, w.cells, lanes[0],
+        const restkv_graph_builder built(*this, ctx.get(), w.layer, w.cells, buffer_sets[0],
                                          tile_of(layer, w.cells.n_cells + 1, most.n_rows));
         done = take(memory_score.get(), built.gf);
     }
     if (!done) {
-        throw std::runtime_error(std::string("not enough memory on ") + ggml_backend_buft_name(buft) +
-                                 " for an eviction");
+        throw restkv_error(RESTKV_NO_MEMORY,
+                           std::string("not enough memory on ") + ggml_backend_buft_name(buft) + " for an eviction");
     }
 }
 

@@ -12,7 +12,7 @@
 #include "ggml-cpp.h"
 #include "ggml.h"
 #include "methods/methods.h"
-#include "stages.h"
+#include "stages/stages.h"
 
 #include <string>
 #include <unordered_set>
@@ -109,6 +109,9 @@ double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h, uint32
 // a' b, summed in floats, of factors that the backend may round.
 ggml_tensor * restkv_multiply(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b);
 
+// Where a backend has threads of its own, as the CPU: so many, or all cores for 0.
+void restkv_use_threads(ggml_backend_t backend, ggml_backend_dev_t device, uint32_t n_threads);
+
 // One device: its work memory, and the graphs.
 class restkv_graph {
 public:
@@ -167,7 +170,7 @@ public:
     // rows that stay where they are, which may come before the others.
 
     // Whether the next layer may begin before the last one is finished.
-    bool ahead() const { return lanes.size() > 1; }
+    bool ahead() const { return buffer_sets.size() > 1; }
 
     // start, begin and finish of a single layer.
     restkv_graph_scores score(const restkv_graph_layer & layer, const restkv_graph_cells & cells);
@@ -192,7 +195,7 @@ private:
     };
 
     // What one layer under way needs until it is finished.
-    struct lane {
+    struct buffer_set {
         ggml_backend_event_ptr        read;     // its results are there
         std::vector<ggml_context_ptr> built;    // its graphs
         restkv_graph_scores           scores;
@@ -220,10 +223,10 @@ private:
     layout           layout_of(const restkv_graph_layer & layer, const restkv_graph_cells & cells) const;
     ggml_context_ptr new_context() const;
     void             run(ggml_gallocr_t memory, ggml_cgraph * gf);
-    void             settle(const ggml_cgraph * gf);
-    void             init_lanes();
+    void             wait_for_shape(const ggml_cgraph * gf);
+    void             init_buffer_sets();
     void             init_staging();
-    void             put(ggml_tensor * to, const void * data, size_t bytes);
+    void             upload(ggml_tensor * to, const void * data, size_t bytes);
     void move_some(const restkv_graph_layer & layer, const int32_t * from, uint32_t n, uint32_t first, bool up);
     ggml_cgraph * build_moves(ggml_context * ctx, const restkv_graph_layer & layer, ggml_tensor * from, uint32_t n,
                               uint32_t first, bool up) const;
@@ -254,7 +257,7 @@ private:
     needs measured = {};                  // dry: so far
 
     ggml_backend_buffer_ptr staging;      // on the host
-    std::vector<lane>       lanes;        // 2, or 1 where all is waited for
+    std::vector<buffer_set> buffer_sets;  // 2, or 1 where all is waited for
     std::vector<batch>      batches;      // as many
     uint32_t                n_begun    = 0;
     uint32_t                n_finished = 0;

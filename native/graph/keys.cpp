@@ -1,7 +1,7 @@
 // Lengths of rows, and how keys lie to their mean: of the methods that look at keys, and of an indicator that looks at
 // values.
 
-#include "build.h"
+#include "graph/build.h"
 #include "methods/methods.h"
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 void restkv_graph_builder::give_kv(ggml_tensor * t, size_t at, size_t stride) {
     constexpr size_t F    = sizeof(float);
     const size_t     head = stride * F;
-    ggml_tensor *    to   = ggml_view_2d(ctx, lane.results, t->ne[0], T, head, at * F + head * tile.head);
+    ggml_tensor *    to   = ggml_view_2d(ctx, buffers.results, t->ne[0], T, head, at * F + head * tile.head);
     ggml_build_forward_expand(gf, ggml_cpy(ctx, ggml_reshape_2d(ctx, t, t->ne[0], T), to));
 }
 

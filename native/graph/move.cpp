@@ -1,6 +1,6 @@
 // Rows move as raw bytes, whatever the cache's type: each head's row is a row of words.
 
-#include "graph.h"
+#include "graph/graph.h"
 
 #include <algorithm>
 

@@ -5,15 +5,25 @@
 // where a device has one. So each layer under way has its own inputs and results, on the device and on the host, and they
 // are used again when its event has come. Only work memory is shared.
 
-#include "build.h"
-#include "graph.h"
+#include "api/status.h"
+#include "graph/build.h"
+#include "graph/graph.h"
+#include "stages/parallel.h"
 
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
+void restkv_use_threads(ggml_backend_t backend, ggml_backend_dev_t device, uint32_t n_threads) {
+    const auto set = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
+    if (set) {
+        set(backend, (int) restkv_threads(n_threads, UINT32_MAX));
+    }
+}
+
 // Two layers may be under way where a device has a queue, and events that say how far it is.
-void restkv_graph::init_lanes() {
+void restkv_graph::init_buffer_sets() {
     ggml_backend_dev_props props;
     ggml_backend_dev_get_props(device, &props);
     const auto events = [&](auto & list) {
@@ -23,8 +33,8 @@ void restkv_graph::init_lanes() {
         }
         return list[0].read && list[1].read;
     };
-    if (!props.caps.async || !events(lanes) || !events(batches)) {
-        lanes.resize(1);
+    if (!props.caps.async || !events(buffer_sets) || !events(batches)) {
+        buffer_sets.resize(1);
         batches.resize(1);
     }
 }
@@ -37,22 +47,22 @@ void restkv_graph::init_staging() {
     const size_t rows  = most.n_rows;
     const size_t n_pos = kind == RESTKV_GRAPH_MOVES ? 0 : (size_t) n_head_kv * most.n_cells;
     const size_t n_top = hides ? n_head_kv : 0;
-    const size_t lane  = n_results + n_head + n_pos + n_top;
+    const size_t own   = n_results + n_head + n_pos + n_top;
     const size_t batch = (size_t) n_head_kv * most.n_kept;
     const auto   fill  = [&](ggml_backend_buffer_type_t type) {
-        const size_t words = rows * rows + 2 * rows + lanes.size() * (lane + batch);
+        const size_t words = rows * rows + 2 * rows + buffer_sets.size() * (own + batch);
         if (dry) {
             measured.host = words * sizeof(float);
             return true;
         }
         staging.reset(ggml_backend_buft_alloc_buffer(type, words * sizeof(float)));
         if (!staging) {
-            throw std::runtime_error("not enough memory on the host for the scores of a layer");
+            throw restkv_error(RESTKV_NO_MEMORY, "not enough memory on the host for the scores of a layer");
         }
         return ggml_backend_buffer_get_type(staging.get()) == type;
     };
     if (!fill(ahead() && pinned ? pinned : ggml_backend_cpu_buffer_type())) {
-        lanes.resize(1);
+        buffer_sets.resize(1);
         batches.resize(1);
         fill(ggml_backend_cpu_buffer_type());
     }
@@ -68,7 +78,7 @@ void restkv_graph::init_staging() {
     host_slots   = (int32_t *) take(rows);
     host_weights = take(rows);
     host_mask    = take(rows * rows);
-    for (auto & x : lanes) {
+    for (auto & x : buffer_sets) {
         x.host_results = take(n_results);
         x.host_sinks   = take(n_head);
         x.host_pos     = take(n_pos);
@@ -84,7 +94,7 @@ size_t restkv_graph::host_bytes() const {
 }
 
 // Without a queue the device may still read, for a graph before this one, what is to be written.
-void restkv_graph::put(ggml_tensor * to, const void * data, size_t bytes) {
+void restkv_graph::upload(ggml_tensor * to, const void * data, size_t bytes) {
     if (ahead()) {
         ggml_backend_tensor_set_async(backend, to, data, 0, bytes);
     } else {
@@ -104,7 +114,7 @@ void restkv_graph::wait() {
 }
 
 // A graph of a new shape may make the allocator move its memory, which must not happen under one that still runs.
-void restkv_graph::settle(const ggml_cgraph * gf) {
+void restkv_graph::wait_for_shape(const ggml_cgraph * gf) {
     constexpr size_t SHAPES_MAX = 4096;
 
     uint64_t   hash = 14695981039346656037u;  // FNV-1a, by words
@@ -131,10 +141,10 @@ void restkv_graph::start(const restkv_graph_cells & cells) {
     }
     const uint32_t n_tail = cells.n_cells - (uint32_t) cells.n_visible[0];
     std::copy_n(cells.row_slots, cells.n_rows, host_slots);
-    put(slots, host_slots, cells.n_rows * sizeof(int32_t));
+    upload(slots, host_slots, cells.n_rows * sizeof(int32_t));
     if (cells.weights) {
         std::copy_n(cells.weights, cells.n_rows, host_weights);
-        put(weights, host_weights, cells.n_rows * sizeof(float));
+        upload(weights, host_weights, cells.n_rows * sizeof(float));
     }
     for (uint32_t i = 0; i < cells.n_rows; ++i) {
         for (uint32_t j = 0; j < n_tail; ++j) {
@@ -143,28 +153,28 @@ void restkv_graph::start(const restkv_graph_cells & cells) {
         }
     }
     if (n_tail > 0) {
-        put(mask, host_mask, (size_t) cells.n_rows * n_tail * sizeof(float));
+        upload(mask, host_mask, (size_t) cells.n_rows * n_tail * sizeof(float));
     }
 }
 
 void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_cells & cells) {
     const uint32_t n_cols = cells.n_cells + (layer.sinks ? 1 : 0);
     const layout   at     = layout_of(layer, cells);
-    lane &         to     = lanes[n_begun % lanes.size()];
+    buffer_set &   to     = buffer_sets[n_begun % buffer_sets.size()];
     to.built.clear();
     if (layer.sinks) {
         std::copy_n(layer.sinks, layer.n_head, to.host_sinks);
-        put(to.sinks, to.host_sinks, layer.n_head * sizeof(float));
+        upload(to.sinks, to.host_sinks, layer.n_head * sizeof(float));
     }
     if (cells.drift_top > 0) {
         const size_t n = (size_t) layer.n_head_kv * cells.n_cells;
         for (size_t i = 0; i < n; ++i) {
             to.host_pos[i] = (float) (cells.pos[i] - cells.pos[i / cells.n_cells * cells.n_cells]);
         }
-        put(to.pos, to.host_pos, n * sizeof(float));
+        upload(to.pos, to.host_pos, n * sizeof(float));
         if (cells.drift_tops) {
             std::copy_n(cells.drift_tops, layer.n_head_kv, to.host_tops);
-            put(to.tops, to.host_tops, layer.n_head_kv * sizeof(float));
+            upload(to.tops, to.host_tops, layer.n_head_kv * sizeof(float));
         }
     }
 
@@ -173,7 +183,7 @@ void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_ce
         t.n_heads = std::min(step, layer.n_head_kv - t.head);
         to.built.push_back(new_context());
         const restkv_graph_builder built(*this, to.built.back().get(), layer, cells, to, t);
-        settle(built.gf);
+        wait_for_shape(built.gf);
         run(memory_score.get(), built.gf);
     }
 
@@ -211,7 +221,7 @@ void restkv_graph::begin(const restkv_graph_layer & layer, const restkv_graph_ce
 }
 
 restkv_graph_scores restkv_graph::finish() {
-    lane & from = lanes[n_finished++ % lanes.size()];
+    buffer_set & from = buffer_sets[n_finished++ % buffer_sets.size()];
     if (ahead()) {
         ggml_backend_event_synchronize(from.read.get());
     } else {
@@ -262,7 +272,7 @@ void restkv_graph::move_some(const restkv_graph_layer & layer, const int32_t * f
             *next++ = moves(h, i) ? from[(size_t) h * n + i] : (int32_t) (first + i);
         }
     }
-    put(x.from, x.host_from, (next - x.host_from) * sizeof(int32_t));
+    upload(x.from, x.host_from, (next - x.host_from) * sizeof(int32_t));
     // One piece is in work memory at a time, so that this never outgrows what was reserved.
     x.built = new_context();
     run(memory_move.get(), build_moves(x.built.get(), layer, x.from, end - begin, first + begin, up));

@@ -1,6 +1,6 @@
 // What the host makes of a graph's output: raw scores and the drift, in doubles where digits would be lost.
 
-#include "graph.h"
+#include "graph/graph.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "trust.h"
+#include "graph/trust.h"
 
 #include <map>
 #include <mutex>

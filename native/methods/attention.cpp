@@ -1,6 +1,6 @@
 // Attention of the window as a score: what SnapKV, TOVA and H2O add up, and two indicators of ReST-KV's ablation.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 #include <algorithm>
 #include <cmath>

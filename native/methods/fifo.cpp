@@ -1,6 +1,6 @@
 // First in, first out: the most recent cells and nothing else. A sliding window, or StreamingLLM without sinks.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 static void score(const restkv_view & view, const restkv_params &, uint32_t, restkv_scratch & scratch) {
     for (uint32_t h = 0; h < view.group; ++h) {

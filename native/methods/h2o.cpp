@@ -1,7 +1,7 @@
 // H2O (Zhang et al., 2023): attention added up over every query since the cell entered, causal. Inside the engine the
-// votes are counted while the text is read (native/observe.cpp); on host arrays all of them are given.
+// votes are counted while the text is read (native/cache/votes.cpp); on host arrays all of them are given.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 #include <algorithm>
 

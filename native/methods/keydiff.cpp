@@ -1,7 +1,7 @@
 // KeyDiff (Park et al., 2025): keys that point away from the mean of the unit keys are kept, so that the cache stays
 // diverse. It looks at no query.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 #include <algorithm>
 #include <cmath>

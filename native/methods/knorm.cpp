@@ -1,7 +1,7 @@
 // L2-norm (Devoto et al., 2024): keys of small length are kept; they tend to draw attention. The paper leaves layers 0
 // and 1 whole; here every layer has the same number of cells, so they are evicted like the others.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 #include <algorithm>
 #include <cmath>

@@ -4,7 +4,7 @@
 // Where the paper drops whole rungs, the last rung of an eviction is shorter here when a whole one would drop too much:
 // exactly `budget` cells are left. When one pass is not enough, another begins at the sinks.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 #include <algorithm>
 #include <numeric>

@@ -1,4 +1,4 @@
-#include "methods.h"
+#include "methods/methods.h"
 
 #include <cstring>
 

@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include "../stages.h"
+#include "stages/stages.h"
 
 #include <string>
 #include <vector>
@@ -55,7 +55,7 @@ struct restkv_method {
     restkv_budgets budgets = RESTKV_BUDGETS_ANY;
 
     bool per_layer   = false;  // all KV heads of a layer keep one set: by the mean of their scores
-    bool accumulates = false;  // every query votes once, and view.sums holds the votes (native/observe.cpp)
+    bool accumulates = false;  // every query votes once, and view.sums holds the votes (native/cache/votes.cpp)
 
     // Where the next eviction goes on, for methods that keep a place; n_cells without a guide. May be null.
     uint32_t (*advance)(const restkv_params & params, uint32_t n_layers, uint32_t n_cells, uint32_t cursor) = nullptr;

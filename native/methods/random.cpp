@@ -1,7 +1,7 @@
 // A reproducible random choice: a hash of seed, layer, KV head and text position. A position keeps its number for good,
 // so what survives many evictions is a uniform sample of the whole text.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 static uint64_t hash(uint64_t seed, uint32_t layer, uint32_t head, int32_t pos) {
     uint64_t x = seed ^ (layer * 0x9E3779B97F4A7C15ull) ^ ((head + 1ull) * 0xBF58476D1CE4E5B9ull) ^

@@ -1,7 +1,7 @@
 // ReST-KV (ICLR 2026): how much the layer's output changes when a cell goes. Removing cell j alone and letting the
 // softmax renormalise changes the head's output o by a/(1-a) (v_j - o); the score is the norm of that, through W_o.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,6 @@
 // SnapKV (Li et al., 2024), as the ReST-KV repository runs it: attention of the window, summed over its rows.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 static void score(const restkv_view & view, const restkv_params &, uint32_t drift_top, restkv_scratch & scratch) {
     restkv_sum_attention(view, std::vector<float>(view.n_rows, 1.0f), drift_top, scratch);

@@ -1,7 +1,7 @@
 // StreamingLLM (Xiao et al., 2024): the first cells (attention sinks) and the window. With window = budget - sinks the
 // cache holds `sinks` first and the most recent cells. Positions are kept, not re-assigned.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 static void score(const restkv_view & view, const restkv_params &, uint32_t, restkv_scratch & scratch) {
     for (uint32_t h = 0; h < view.group; ++h) {

@@ -1,7 +1,7 @@
 // TOVA (Oren et al., 2024): attention of the last query, averaged over all query heads of a layer; the KV heads of a
 // layer keep one set. The paper protects no cell; here the newest stays, as in kvpress.
 
-#include "methods.h"
+#include "methods/methods.h"
 
 static std::vector<float> row_weights(const restkv_params &, uint32_t n_rows) {
     std::vector<float> last(n_rows, 0.0f);

@@ -1,7 +1,7 @@
 // The whole path inside llama_decode, on the model files given as arguments: evictions, guides, refusals, states, also
 // damaged ones. Answers are checked by the Python tests; this program is for the sanitizers and for what must not crash.
 
-#include "check.h"
+#include "tests/check.h"
 
 #include "llama.h"
 #include "restkv.h"
@@ -173,7 +173,7 @@ static void test_text(llama_model * model, const char * path, const char * metho
     // removal: exact from the last eviction on, refused before it
     llama_memory_t memory = llama_get_memory(s.ctx);
     CHECK(!llama_memory_seq_rm(memory, 0, end - 5, -1));
-    CHECK(strlen(restkv_last_error()) > 0);
+    CHECK(restkv_last_status() == RESTKV_GONE && strstr(restkv_last_error(), "read the text again") != nullptr);
     CHECK(llama_memory_seq_rm(memory, 0, end + 1, -1));
     s.pos = end + 1;
     CHECK(s.feed(2) == 0);
@@ -369,13 +369,29 @@ static void test_refusals(llama_model * model, const char * path) {
     c.n_ctx                = 256;
     c.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     CHECK(llama_init_from_model(model, c) == nullptr);
-    CHECK(strlen(restkv_last_error()) > 0);
+    CHECK(restkv_last_status() == RESTKV_IO && strstr(restkv_last_error(), "/nonexistent/model.gguf") != nullptr);
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_OK);
     c.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     CHECK(llama_init_from_model(model, c) == nullptr);
-    CHECK(strstr(restkv_last_error(), "flash attention") != nullptr);
+    CHECK(restkv_last_status() == RESTKV_INVALID && strstr(restkv_last_error(), "flash attention") != nullptr);
+
+    // a batch that is larger than the reserve: llama_decode says so, no eviction has failed
+    c.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    c.n_batch         = 32;
+    p.capacity        = p.budget + 16;
+    CHECK(restkv_arm(&p, path, nullptr) == RESTKV_OK);
+    {
+        session s;
+        s.ctx = llama_init_from_model(model, c);
+        CHECK(s.feed(30) == 0 && s.feed(30) == 0);
+        CHECK(restkv_get_stats(nullptr, nullptr) == RESTKV_INVALID);
+        restkv_clear_error();
+        CHECK(s.feed(32) == 1);
+        CHECK(restkv_last_status() == RESTKV_OK && restkv_last_error()[0] == '\0');
+    }
 
     // without restkv_arm a context is llama.cpp's own
+    c.flash_attn_type     = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     llama_context * plain = llama_init_from_model(model, c);
     CHECK(plain != nullptr);
     restkv_stats stats;

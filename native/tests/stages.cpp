@@ -1,12 +1,12 @@
 // The stages and the kernels of every instruction set that this processor has, against plain loops. Meant to run under
 // the address and undefined-behaviour sanitizers too: sizes sit at and around the block sizes.
 
-#include "check.h"
+#include "tests/check.h"
 
-#include "../compact.h"
-#include "../cpu/kernels.h"
-#include "../stages.h"
-#include "../wo.h"
+#include "cache/wo.h"
+#include "stages/compact.h"
+#include "stages/cpu/kernels.h"
+#include "stages/stages.h"
 
 #include <algorithm>
 #include <cmath>

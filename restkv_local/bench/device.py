@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import native
+from ..check.copying import copy_speed
 from ..check.devices import Device, devices, find_device
 from ..engine.settings import EngineSettings
 from ..errors import RestkvError
 from ..plan.machine import size
-from . import bandwidth
 from .origin import device as machine
 from .origin import versions
 from .prose import prose_tokens
@@ -72,7 +72,7 @@ def measure(
         where = place(report.backend, found_devices, settings.gpu_layers)
         result["on"] = where
         say(f"copying inside the memory of {where}")
-        copy = bandwidth.copy_speed(where, wanted.copy_bytes)
+        copy = copy_speed(where, wanted.copy_bytes)
         result["copy_bytes_per_s"] = copy
         result["eviction"] = evictions = _evictions(engine, events, wanted.rounds, copy, say)
         result["memory"] = memory = _memory(engine, where, before[where], wanted.text, say)

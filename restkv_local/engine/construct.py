@@ -79,6 +79,7 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
 
     def make_context(**arguments: Any) -> Any:
         interrupts.check()
+        native.forget_failure()
         arm()
         try:
             return internals.LlamaContext(**arguments)
@@ -118,7 +119,8 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
             if "Failed to load model" in str(error):
                 raise load_failure(path, log) from None
             if "Failed to create llama_context" in str(error):
-                reason = LIBRARY.restkv_last_error().decode("utf-8", "replace") or "; ".join(log[-2:])
-                kind = ModelError if "layer" in reason else EvictionError
-                raise kind(f"{path.name}: the cache cannot be made: {reason or 'not enough memory'}") from None
+                failed = native.failure()
+                reason = failed.reason if failed else "; ".join(log[-2:]) or "not enough memory"
+                kind = native.error_type(failed.status) if failed else EvictionError
+                raise kind(f"{path.name}: the cache cannot be made: {reason}") from None
             raise

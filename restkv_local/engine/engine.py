@@ -139,12 +139,19 @@ class Engine(Speaking):
         self._restored = None
         self._requires_eval = True
         self.input_ids[first : first + n] = tokens
+        native.forget_failure()
         status = c.llama_decode(self._ctx.ctx, self._batch.batch)
         if status == 2:
             raise Cancelled("stopped by cancel()")
         if status == 1:
-            why = LIBRARY.restkv_last_error().decode("utf-8", "replace")
-            raise EvictionError(f"no cell is free for {n} tokens, and the eviction failed: {why or 'no reason given'}")
+            failed = native.failure()
+            if failed is None:
+                raise EvictionError(
+                    f"{n} tokens do not fit the {self._free} cells that are free: decode smaller batches"
+                )
+            raise native.error_type(failed.status)(
+                f"no cell is free for {n} tokens, and the eviction failed: {failed.reason}"
+            )
         if status != 0:
             raise EvictionError(f"llama.cpp failed to decode {n} tokens at position {first} (status {status})")
         self.n_tokens = first + n

@@ -112,7 +112,7 @@ class Facts:
             return np.arange(self.positions, dtype=np.int32)
         n = LIBRARY.restkv_kept(self._ctx, layer, head, None, 0)
         if n < 0:
-            raise ConfigError(LIBRARY.restkv_last_error().decode("utf-8", "replace"))
+            native.check(LIBRARY.restkv_last_status())
         out = np.empty(n, dtype=np.int32)
         LIBRARY.restkv_kept(self._ctx, layer, head, out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), n)
         return out
@@ -159,6 +159,7 @@ class Facts:
 def memory_of(ctx: Any) -> list[DeviceMemory]:
     """What a context takes on each device."""
     n = LIBRARY.restkv_get_memory(ctx, None, 0)
+    native.check(LIBRARY.restkv_last_status())
     rows = (native.Memory * n)()
     n = min(n, LIBRARY.restkv_get_memory(ctx, rows, n))
     return [

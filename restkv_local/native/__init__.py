@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .library import check, lib, methods
+from .library import Failure, check, error_type, failure, forget_failure, lib, methods
 from .location import library_dir
 from .params import arm_shares, params_from
 from .structs import (
@@ -11,6 +11,7 @@ from .structs import (
     DEVICE_KINDS,
     GGML_F16,
     GGML_F32,
+    GONE,
     INDICATOR,
     INVALID,
     IO,
@@ -26,6 +27,7 @@ from .structs import (
     ROWS,
     SIGNATURES,
     STAGES,
+    STATE,
     TEXT_MAX,
     UNSUPPORTED,
     Device,
@@ -48,8 +50,10 @@ __all__ = [
     "Device",
     "DeviceTimes",
     "Event",
+    "Failure",
     "GGML_F16",
     "GGML_F32",
+    "GONE",
     "INDICATOR",
     "INVALID",
     "IO",
@@ -69,6 +73,7 @@ __all__ = [
     "ROWS",
     "SIGNATURES",
     "STAGES",
+    "STATE",
     "ScoreArgs",
     "ScoreOut",
     "ShareParams",
@@ -77,6 +82,9 @@ __all__ = [
     "UNSUPPORTED",
     "arm_shares",
     "check",
+    "error_type",
+    "failure",
+    "forget_failure",
     "lib",
     "library_dir",
     "methods",

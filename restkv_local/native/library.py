@@ -9,16 +9,19 @@ import ctypes as C
 import functools
 import os
 import sys
+from typing import NamedTuple
 
 from ..errors import ConfigError, EvictionError, LibraryError, ModelError
 from .location import BINDINGS_VARIABLE, library_dir, library_file
-from .structs import ABI_VERSION, INVALID, IO, NO_MEMORY, NOTHING, OK, SIGNATURES, UNSUPPORTED
+from .structs import ABI_VERSION, GONE, INVALID, IO, NO_MEMORY, NOTHING, OK, SIGNATURES, STATE, UNSUPPORTED
 
 _ERRORS: dict[int, type[Exception]] = {
     INVALID: ConfigError,
     UNSUPPORTED: ModelError,
-    IO: EvictionError,
+    IO: ModelError,
     NO_MEMORY: EvictionError,
+    GONE: EvictionError,
+    STATE: ConfigError,
 }
 
 
@@ -56,14 +59,38 @@ def lib() -> C.CDLL:
 
 
 def check(status: int) -> None:
-    """Raise the typed error of a restkv_status, with the library's own sentence.
+    """Raise the typed error of the restkv_status that a call has just returned, with the library's own sentence.
 
     NOTHING (the cache is within its budget) is not an error: callers that can meet it look at the status.
     """
     if status in (OK, NOTHING):
         return
-    message = lib().restkv_last_error().decode("utf-8", "replace")
-    raise _ERRORS.get(status, EvictionError)(message or f"the native library failed with status {status}")
+    failed = failure()
+    reason = failed.reason if failed is not None and failed.status == status else ""
+    raise error_type(status)(reason or f"the native library failed with status {status}")
+
+
+class Failure(NamedTuple):
+    """The last failure on this thread: a restkv_status and the library's sentence."""
+
+    status: int
+    reason: str
+
+
+def failure() -> Failure | None:
+    """What went wrong in the last call, or since forget_failure(); None when nothing did."""
+    status = lib().restkv_last_status()
+    return None if status == OK else Failure(status, lib().restkv_last_error().decode("utf-8", "replace"))
+
+
+def forget_failure() -> None:
+    """Before a call of llama.cpp in which the cache may fail: what failure() gives afterwards is of that call."""
+    lib().restkv_clear_error()
+
+
+def error_type(status: int) -> type[Exception]:
+    """The exception that stands for a restkv_status."""
+    return _ERRORS.get(status, EvictionError)
 
 
 def methods() -> list[tuple[str, str]]:

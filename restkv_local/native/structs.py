@@ -7,13 +7,13 @@ from typing import Any
 
 from .. import config
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
 TEXT_MAX = 128
 
-OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY = range(6)
+OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY, GONE, STATE = range(8)
 
 # Numbers of the enums of restkv.h, which list the values of a setting in the same order; two begin with one more.
 POOLING = {name: i for i, name in enumerate(config.POOLINGS)}
@@ -241,17 +241,17 @@ class DeviceTimes(C.Structure):
         ("us_attend", C.c_uint64),
         ("us_choose", C.c_uint64),
         ("us_compact", C.c_uint64),
-        ("us_copy", C.c_uint64),
         ("bytes_attend", C.c_uint64),
         ("bytes_moved", C.c_uint64),
-        ("bytes_copied", C.c_uint64),
     ]
 
 
 # name -> (result, arguments); the order is that of restkv.h
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_abi_version": (C.c_uint32, []),
+    "restkv_last_status": (C.c_int, []),
     "restkv_last_error": (C.c_char_p, []),
+    "restkv_clear_error": (None, []),
     "restkv_method_count": (C.c_uint32, []),
     "restkv_method_name": (C.c_char_p, [C.c_uint32]),
     "restkv_method_summary": (C.c_char_p, [C.c_uint32]),
@@ -285,4 +285,5 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [C.c_char_p, C.c_int32, *[C.c_uint32] * 3, C.c_void_p, C.c_void_p, C.c_void_p, C.c_uint32, C.c_uint64],
     ),
     "restkv_time_on": (C.c_int, [C.POINTER(ScoreArgs), C.c_char_p, C.c_uint32, C.POINTER(DeviceTimes)]),
+    "restkv_copy_on": (C.c_int, [C.c_char_p, C.c_uint64, C.c_uint32, C.POINTER(C.c_uint64)]),
 }

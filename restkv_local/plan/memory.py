@@ -24,7 +24,7 @@ from . import machine
 from .allocation import Shares, share_out
 from .ladder import plan_ladder
 
-# Families whose attention, as it is scored, was checked against the reference (tests/test_parity.py).
+# Families whose attention, as it is scored, was checked against the reference (tests/native/test_parity.py).
 VERIFIED = (
     "llama",
     "qwen2",

@@ -9,8 +9,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ...bench.bandwidth import COPY_BYTES
 from ...bench.device import SAVED_MIN, SHARE_MAX, STAGES, DeviceSettings, measure
+from ...check.copying import COPY_BYTES
 from ...config import CELLS_MAX
 from ...engine.settings import EngineSettings
 from ...plan.machine import size

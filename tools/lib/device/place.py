@@ -15,7 +15,8 @@ from ..setup.source import ROOT
 Words = list[str | Path]
 
 PROBE = Path(__file__).with_name("probe.py")
-GRAPH_TESTS, RPC_TESTS, PLAN_TESTS = "tests/test_graph.py", "tests/test_rpc.py", "tests/test_device_plan.py"
+GRAPH_TESTS, RPC_TESTS = "tests/native/test_graph.py", "tests/native/test_rpc.py"
+PLAN_TESTS = "tests/engine/test_device_plan.py"
 
 
 @dataclass(frozen=True)
