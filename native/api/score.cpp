@@ -3,9 +3,9 @@
 #include "api/score.h"
 
 #include "api/params.h"
-#include "cache/wo.h"
 #include "methods/methods.h"
 #include "stages/compact.h"
+#include "stages/wo.h"
 
 #include <algorithm>
 #include <cmath>

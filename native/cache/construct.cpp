@@ -3,8 +3,8 @@
 #include "api/params.h"
 #include "cache/hooks.h"
 #include "cache/ring.h"
-#include "cache/wo.h"
 #include "stages/parallel.h"
+#include "stages/wo.h"
 
 #include "llama-model.h"
 

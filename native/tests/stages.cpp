@@ -3,10 +3,10 @@
 
 #include "tests/check.h"
 
-#include "cache/wo.h"
 #include "stages/compact.h"
 #include "stages/cpu/kernels.h"
 #include "stages/stages.h"
+#include "stages/wo.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "cache/wo.h"
+#include "stages/wo.h"
 
 #include "api/status.h"
 #include "ggml.h"
