@@ -25,6 +25,14 @@ void * operator new(size_t n) {
     return p;
 }
 
+void * operator new(size_t n, const std::nothrow_t &) noexcept {
+    try {
+        return operator new(n);
+    } catch (const std::bad_alloc &) {
+        return nullptr;
+    }
+}
+
 void operator delete(void * p) noexcept {
     free(p);
 }
