@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
     from .engine.report import Eviction, Report
     from .errors import (
+        BusyError,
         Cancelled,
         ConfigError,
         ContextOverflow,
@@ -37,6 +38,7 @@ _HOMES = {
     "MemoryPlan": "plan.memory",
     "Eviction": "engine.report",
     "Report": "engine.report",
+    "BusyError": "errors",
     "Cancelled": "errors",
     "ConfigError": "errors",
     "ContextOverflow": "errors",
@@ -47,6 +49,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BusyError",
     "Cancelled",
     "ConfigError",
     "ContextOverflow",

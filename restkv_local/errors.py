@@ -27,5 +27,9 @@ class Cancelled(RestkvError):
     """`Engine.cancel()` stopped a prefill or an answer; the cache is consistent."""
 
 
+class BusyError(RestkvError, RuntimeError):
+    """The engine cannot take this call now: it comes from one of its callbacks, or an answer is still streamed."""
+
+
 class EvictionError(RestkvError, RuntimeError):
     """The native side refused or failed an eviction."""

@@ -18,6 +18,7 @@ from ..native import interrupts, quiet
 from ..native.binding import LIBRARY, Llama, c, internals, llama_module
 from ..plan.memory import Probe
 from .answers.chat_templates import formats
+from .guard import Freed
 from .vocabulary import Model
 
 
@@ -26,6 +27,10 @@ class _FileName(str):
 
     def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
         return super().encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
+class _Context(Freed, internals.LlamaContext):  # type: ignore[misc, unused-ignore]
+    _POINTERS = ("ctx", "memory")
 
 
 def _goes_on(progress: float, data: object) -> bool:
@@ -82,7 +87,7 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
         native.forget_failure()
         arm()
         try:
-            return internals.LlamaContext(**arguments)
+            return _Context(**arguments)
         finally:
             LIBRARY.restkv_disarm()
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from .. import native
 from ..check.first_load import trust_devices
 from ..config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig, check_sampling
-from ..errors import RestkvError
+from ..errors import BusyError
 from ..models.files import resolve
 from ..models.lora import check_lora
 from ..native import interrupts, quiet
@@ -27,6 +27,7 @@ from .answers import seeds
 from .answers.chat_templates import add_raw
 from .construct import construct, probe_model
 from .facts import Facts
+from .guard import closed
 from .logits import LogitRows, rows
 from .options import cache_folder, check_options, default_threads, default_threads_batch, sampling_of
 from .queueing import Queue
@@ -39,6 +40,8 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
     """What an engine is, before it reads: see Engine for the arguments."""
 
     n_tokens: int
+    _closed: bool = False
+    _in_callback: bool = False  # a function of the caller runs inside a call
 
     @interrupts.lately
     def __init__(
@@ -192,17 +195,33 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                 if outermost:
                     self._uncancel()
 
+    @contextlib.contextmanager
+    def _callback(self) -> Iterator[None]:
+        """The block in which a caller's function runs inside a call: it may look at the engine, see guard.py."""
+        before, self._in_callback = self._in_callback, True
+        try:
+            yield
+        finally:
+            self._in_callback = before
+
+    def _as_callback(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any) -> Any:
+            with self._callback():
+                return function(*args)
+
+        return called
+
     @interrupts.lately
     def close(self) -> None:
         """Free the model and the cache, after what runs has been cancelled; a second call does nothing."""
         queue, stack = getattr(self, "_queue", None), getattr(self, "_stack", None)
         if stack is None or queue is None:
             return
-        if queue.nested:
-            raise RestkvError("close() inside a callback of the engine would free what it works on; use cancel() there")
+        if queue.nested:  # not from a callback, which guard.py refuses: from what a callback uses
+            raise BusyError("close() inside a call of the engine would free what it works on; use cancel() there")
         self.cancel()
         with queue.pause(wait=True):
-            self._facts = None
+            self._facts, self._closed = None, True
             stack.close()
             queue.release()
 
@@ -211,7 +230,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
     @property
     def _facts_open(self) -> Facts:
         if self._facts is None:
-            raise RestkvError("this engine is closed; make a new one")
+            raise closed()
         return self._facts
 
     @property
@@ -240,7 +259,8 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         self._notices.append(text)
         LOGGER.info("%s", text)
         if self.on_notice is not None:
-            self.on_notice(text)
+            with self._callback():
+                self.on_notice(text)
 
     # ---- logits --------------------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ from ..config import GUIDE_MAX, check_sampling
 from ..errors import Cancelled, ConfigError, ContextOverflow, EvictionError
 from ..native.binding import LIBRARY, c
 from . import prefill
-from .options import sampling_of
+from .guard import guarded
+from .options import by_name, sampling_of
 from .report import Turn
 from .speaking import Speaking
 from .state import EngineState, check_origin, read_blob, write_blob
@@ -30,6 +31,7 @@ def _as_list(tokens: Sequence[int]) -> list[int]:
     return tokens if isinstance(tokens, list) else list(tokens)
 
 
+@guarded
 class Engine(Speaking):
     """A model in a KV cache of `evict.budget + reserve` cells, for texts of up to n_ctx positions.
 
@@ -127,8 +129,8 @@ class Engine(Speaking):
             return []
         before: list[int] = self.input_ids[: self.n_tokens].tolist()
         self._turn.reevaluated = self._reason(len(before), len(before))
-        self._announce(self._turn.reevaluated)
         self.reset()
+        self._announce(self._turn.reevaluated)
         return before
 
     def _decode(self, tokens: Sequence[int], every_logit: bool = False) -> None:
@@ -199,7 +201,8 @@ class Engine(Speaking):
         if self.n_tokens > self.plan.n_ctx_train > 0:
             self._notice(self.plan.beyond_training)
         if total > 1 and self.on_progress is not None:
-            self.on_progress(done, total)
+            with self._callback():
+                self.on_progress(done, total)
         if done < total and self._stop.value:
             raise Cancelled("stopped by cancel()")
 
@@ -209,7 +212,8 @@ class Engine(Speaking):
         for eviction in facts.collect():
             self._turn.guided_evictions += eviction.guide > 0
             if self.on_evict is not None:
-                self.on_evict(eviction)
+                with self._callback():
+                    self.on_evict(eviction)
             if facts.backend_reason:
                 self._notice(f"evictions do not run as graphs where the cache lives: {facts.backend_reason}")
         self._turn.evict_seconds += facts.evict_seconds - before
@@ -241,21 +245,24 @@ class Engine(Speaking):
         its start; report().reevaluated and on_notice say so. Raises ConfigError first, for sampling out of bounds.
         """
         check_sampling(sampling_of(args, kwargs))
-        inner = self._generate(_as_list(tokens), *args, **kwargs)
+        inner = self._generate(_as_list(tokens), by_name(args, kwargs))
         return inner if self._queue.nested else self._queue.run(inner, self._uncancel, self._uncancel)
 
-    def _generate(self, tokens: list[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+    def _generate(self, tokens: list[int], options: dict[str, Any]) -> Generator[int, Sequence[int] | None, None]:
         self._facts_open  # noqa: B018 (raises when closed)
-        if not tokens and (kwargs.get("reset", True) or (self._requires_eval and self._restored is None)):
+        reset = options.get("reset", True)
+        if not tokens and (reset or (self._requires_eval and self._restored is None)):
             raise ConfigError("the prompt is empty; give at least one token")
-        if kwargs.get("grammar") is not None:
-            self._check_grammar(kwargs["grammar"])
+        if options.get("grammar") is not None:
+            self._check_grammar(options["grammar"])
+        if options.get("stopping_criteria") is not None:
+            options["stopping_criteria"] = self._as_callback(options["stopping_criteria"])
         self._generating = True
         inner: Generator[int, Sequence[int] | None, None] | None = None
         try:
-            reused = self._prepare(tokens) if kwargs.get("reset", True) else self.n_tokens
+            reused = self._prepare(tokens) if reset else self.n_tokens
             self._begin_turn(len(tokens), reused)
-            inner = super().generate(tokens, *args, **kwargs)
+            inner = super().generate(tokens, **options)
             sent: Sequence[int] | None = None
             while True:
                 try:

@@ -62,9 +62,14 @@ def default_threads_batch() -> int:
     return min(os.cpu_count() or 1, THREADS_MAX)
 
 
+def by_name(args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of Llama.generate behind the tokens, all by name."""
+    return {**dict(zip(_GENERATE, args, strict=False)), **options}
+
+
 def sampling_of(args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of Llama.generate behind the tokens, by the names that create_completion has for them."""
-    given = {**dict(zip(_GENERATE, args, strict=False)), **options}
+    given = by_name(args, options)
     if "temp" in given:
         given["temperature"] = given["temp"]
     return given

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from ..errors import RestkvError
+from ..errors import BusyError
 
 # A thread that waits for its own unfinished stream would wait forever.
 OWN_STREAM_WAIT = 2.0
@@ -42,13 +42,15 @@ class Queue:
         return self._active == threading.get_ident()
 
     def enter(self, ticket: object) -> None:
-        """Wait for the engine. Raises RestkvError when this thread itself holds it by an unfinished stream."""
+        """Wait for the engine. Raises BusyError when this thread itself holds it, by a call or an unfinished stream."""
         me = threading.get_ident()
         with self._changed:
+            if self.nested:
+                raise BusyError("an answer cannot be read inside a callback of the engine that gives it")
             while self._ticket is not None:
                 own = self._active is None and self._last == me
                 if not self._changed.wait(OWN_STREAM_WAIT if own else None) and own and self._ticket is not None:
-                    raise RestkvError("an answer of this engine is still being streamed; finish it or close() it first")
+                    raise BusyError("an answer of this engine is still being streamed; finish it or close() it first")
             self._ticket = ticket
             self._last = me
 

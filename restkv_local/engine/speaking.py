@@ -188,7 +188,7 @@ class Speaking(Core):
         if grammar is not None:
             self._check_grammar(grammar)
         given = as_list(logits_processor)
-        self._processors = Processors(given) if given else None
+        self._processors = Processors([self._as_callback(one) for one in given]) if given else None
         self._may_leave_none = bool(given) or grammar is not None
         chain = None if self._processors is None else [self._processors]
         return super()._init_sampler(*args, logits_processor=chain, grammar=grammar, **kwargs)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, RestkvError
 from ..native.binding import c, internals
+from .guard import Freed
 from .stack import call_on_stack
 
 # Most of the patterns that cut a text into words are run by std::regex, which recurses for every character of a match:
@@ -29,8 +30,10 @@ def _longest_match(text: bytes) -> int:
     return max(longest, len(text) - start)
 
 
-class Model(internals.LlamaModel):  # type: ignore[misc, unused-ignore]
+class Model(Freed, internals.LlamaModel):  # type: ignore[misc, unused-ignore]
     """LlamaModel with checks before each call of the tokenizer."""
+
+    _POINTERS = ("model", "vocab")
 
     def tokenize(self, text: bytes, add_bos: bool, special: bool) -> list[int]:
         """Tokens of a text, with one int object per token id: of a long text each object would take 28 bytes more.
