@@ -65,8 +65,9 @@ class Engine(Speaking):
                 )
             if not tokens:
                 return
-            start = time.perf_counter()
+            start, first = time.perf_counter(), self.n_tokens
             n_evictions = self._facts_open.n_evictions
+            prompt = len(tokens) > 1 or (self._generating and self._turn.completion_tokens == 0)
             try:
                 if len(tokens) == 1:
                     prefill.step(self, tokens[0])
@@ -78,10 +79,11 @@ class Engine(Speaking):
                 raise
             finally:
                 seconds = time.perf_counter() - start
-                if len(tokens) == 1:
+                if not prompt:
                     self._turn.decode_seconds += seconds
                 else:
                     self._turn.prefill_seconds += seconds
+                    self._turn.read_tokens += max(0, self.n_tokens - first)
                     self._turn.prefill_evictions += self._facts_open.n_evictions - n_evictions
                     if self._turn.prefill_evictions:
                         self._turn.prefill_used = self.plan.prefill

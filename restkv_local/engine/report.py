@@ -52,9 +52,10 @@ class Report:
     (what was allocated at load, by device).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prefill_evictions (while the
-    prompt was read; guided_evictions of them scored by the question), prompt_tokens, reused_tokens
-    (already in the cache), reevaluated (why cached text was read again, or None), prefill_seconds (guide_seconds of it
-    for running the question), evict_seconds (inside prefill and decode), decode_seconds, completion_tokens.
+    prompt was read; guided_evictions of them scored by the question), prompt_tokens, reused_tokens (already in the
+    cache), read_tokens (the others, or what was read of them before a stop), reevaluated (why cached text was read
+    again, or None), prefill_seconds (guide_seconds of it for running the question), evict_seconds (inside prefill and
+    decode), decode_seconds, completion_tokens.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Report:
     completion_tokens: int = 0
     prefill_evictions: int = 0
     guided_evictions: int = 0
+    read_tokens: int = 0
     notices: list[str] = field(default_factory=list)
     allocation: str = EvictConfig.allocation
     budget_total: int = 0
@@ -109,3 +111,4 @@ class Turn:
     completion_tokens: int = 0
     prefill_evictions: int = 0
     guided_evictions: int = 0
+    read_tokens: int = 0

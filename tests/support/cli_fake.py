@@ -52,7 +52,7 @@ class FakeEngine:
         self.closed = False
         self._cancel = threading.Event()
         self._progress = on_progress or (lambda done, total: None)
-        self._figures = {"positions": 0, "n_evictions": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self._figures = {"positions": 0, "n_evictions": 0, "prompt_tokens": 0, "read_tokens": 0, "completion_tokens": 0}
         if on_notice:
             on_notice("a notice of the engine")
         FakeEngine.instances.append(self)
@@ -93,7 +93,7 @@ class FakeEngine:
         self._progress(words, words)
         evictions = words // self.capacity
         reply = ["I", " heard:", " ", question.split("\n")[-1]] + [" and"] * (1000 if long else 0)
-        self._figures |= {"prompt_tokens": words, "completion_tokens": 0, "positions": words}
+        self._figures |= {"prompt_tokens": words, "read_tokens": words, "completion_tokens": 0, "positions": words}
         self._figures["n_evictions"] += evictions
         yield _chunk({"role": "assistant"})
         for piece in reply:

@@ -24,12 +24,11 @@ def speed(n_tokens: int, seconds: float) -> str:
 def turn_line(turn: Turn) -> str:
     """One line: tokens, speeds, positions / context, cells kept / capacity, KV memory, evictions."""
     report = turn.report
-    read = report.prompt_tokens - report.reused_tokens
     reused = f" (+{report.reused_tokens:,} reused)" if report.reused_tokens else ""
     new = f" (+{turn.evictions})" if turn.evictions else ""
     return " · ".join(
         (
-            f"{read:,} tokens read{reused} {speed(read, report.prefill_seconds)}",
+            f"{report.read_tokens:,} tokens read{reused} {speed(report.read_tokens, report.prefill_seconds)}",
             f"{report.completion_tokens:,} answered {speed(report.completion_tokens, report.decode_seconds)}",
             f"positions {report.positions:,}/{report.context:,}",
             f"cells {report.cells:,}/{report.capacity:,}",
