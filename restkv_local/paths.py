@@ -13,13 +13,19 @@ _APP = "restkv-local"
 
 
 def cache_folder(name: str) -> Path | None:
-    """A folder for what is kept between runs, and can be made again; None where there is no place for it."""
-    return _made(platformdirs.user_cache_dir, name)
+    """A folder for what is kept between runs, and can be made again; None where there is no place for it.
+
+    Below $RESTKV_CACHE, else the platform's cache folder: the same for the tools, which cannot ask platformdirs
+    (tools/lib/setup/source.py).
+    """
+    if own := os.environ.get("RESTKV_CACHE"):
+        return _made(lambda: os.path.abspath(os.path.expanduser(own)), name)
+    return _made(lambda: platformdirs.user_cache_dir(_APP, appauthor=False), name)
 
 
 def state_folder() -> Path | None:
     """A folder for what belongs to the user, such as a history; None where there is no place for it."""
-    return _made(platformdirs.user_state_dir)
+    return _made(lambda: platformdirs.user_state_dir(_APP, appauthor=False))
 
 
 def typed(path: str | os.PathLike[str]) -> Path:
@@ -36,10 +42,10 @@ def shown(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _made(folder_of: Callable[..., str], *names: str) -> Path | None:
+def _made(folder_of: Callable[[], str], *names: str) -> Path | None:
     """A folder that platformdirs names. Without HOME and without an entry for the user it raises, or knows only `~`."""
     try:
-        folder = Path(folder_of(_APP, appauthor=False), *names)
+        folder = Path(folder_of(), *names)
         if not folder.is_absolute():
             return None
         folder.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,8 @@ def _chat(*arguments: str) -> Result:
 def _homeless(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A program whose user has no HOME and no entry in the list of users."""
     program = "import os, pwd\ndef unknown(*of): raise KeyError(of)\npwd.getpwuid = pwd.getpwnam = unknown\n" + code
-    environment = {name: value for name, value in os.environ.items() if name != "HOME" and not name.startswith("XDG_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "RESTKV_CACHE"))}
+    environment.pop("HOME", None)
     environment |= {"PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parents[1] / "support")))}
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, timeout=300
@@ -58,6 +59,7 @@ def test_no_home_and_no_history(tmp_path: Path) -> None:
 
 def test_an_older_platformdirs_names_the_tilde_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RESTKV_CACHE", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *a, **b: "~/.cache/restkv-local")
     assert paths.cache_folder("wo") is None and list(tmp_path.iterdir()) == []
 
@@ -66,7 +68,7 @@ def test_no_home_and_a_build(tmp_path: Path) -> None:
     """Sources and builds do need a folder; one can be named."""
     code = f"""
 import os, sys
-sys.path.insert(0, {str(Path(__file__).resolve().parents[1] / "tools")!r})
+sys.path.insert(0, {str(Path(__file__).resolve().parents[2] / "tools")!r})
 from lib.setup import source
 os.environ.pop("RESTKV_CACHE", None)
 if len(sys.argv) > 1:
@@ -170,3 +172,19 @@ def test_impossible_names(name: str) -> None:
         read_document(name)
     with pytest.raises(ModelError, match="cannot be read"):
         resolve(name)
+
+
+@pytest.mark.parametrize("own", [None, "caches", "~/caches"])
+def test_the_tools_and_the_package_have_one_cache_folder(
+    own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lib.setup.source import cache_dir
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("RESTKV_CACHE", raising=False)
+    if own is not None:
+        monkeypatch.setenv("RESTKV_CACHE", own)
+    found = paths.cache_folder("wo")
+    assert found is not None and found == cache_dir() / "wo" and found.is_dir()
