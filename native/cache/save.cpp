@@ -87,7 +87,9 @@ void read_votes(llama_io_read_i & io, float * sums, uint32_t n, uint32_t capacit
 // A ring of more queries holds those that a smaller one needs. Returns what the rows of the smaller one hold.
 std::vector<llama_pos> read_ring(llama_io_read_i & io, uint32_t n_saved, size_t n_own, llama_pos pos_end) {
     std::vector<llama_pos> saved(n_saved);
-    io.read(saved.data(), saved.size() * sizeof(llama_pos));
+    if (n_saved > 0) {
+        io.read(saved.data(), saved.size() * sizeof(llama_pos));
+    }
     std::vector<llama_pos> ring(n_own, -1);
     for (uint32_t slot = 0; slot < n_saved; ++slot) {
         const llama_pos pos = saved[slot];
@@ -116,7 +118,9 @@ void read_queries(llama_io_read_i & io, const restkv_layer & layer, uint64_t n_b
         return;
     }
     std::vector<uint8_t> rows(n_bytes);
-    io.read(rows.data(), rows.size());
+    if (n_bytes > 0) {
+        io.read(rows.data(), rows.size());
+    }
     for (uint32_t slot = 0; layer.ring && slot < ring.size(); ++slot) {
         if (ring[slot] != -1) {
             const size_t from = (uint32_t) ring[slot] % n_saved * n_row;
