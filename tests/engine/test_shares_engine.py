@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_engine import TEXT, answer
 
+from engines import TEXT, answer
 from restkv_local import ConfigError, Engine, EvictConfig
 from restkv_local.config import CELL_PAD
 from restkv_local.plan.allocation import share_out
