@@ -1,23 +1,21 @@
-"""The library behind restkv-eval: statistics, results, needles, texts, divergence, shared readings."""
+"""The library behind restkv-eval: statistics, divergence, the grid, results."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eval_models import tiny  # noqa: F401
 from restkv_local.config import METHODS, EvictConfig
-from restkv_local.errors import ConfigError, EvictionError
-from restkv_local.eval import fidelity, niah, ppl, texts
-from restkv_local.eval.grid import Grid, Setting, StateKind, state_kind
-from restkv_local.eval.reading import Reader, States, log_softmax
+from restkv_local.errors import ConfigError
+from restkv_local.eval import fidelity, ppl
+from restkv_local.eval.grid import Grid
+from restkv_local.eval.reading import log_softmax
 from restkv_local.eval.results import ResultFile, ResultsError, identity, read_results
 from restkv_local.eval.run import tuned_batch
 from restkv_local.eval.stats import difference_of, mean_of, wilson
@@ -252,170 +250,3 @@ def test_rows_compare_with_the_full_cache_on_the_same_samples() -> None:
     assert row.means["log_prob"].mean == -1.0 and "answer_tokens" not in row.means
     assert row.differences["log_prob"].n == 2 and row.differences["log_prob"].mean == -0.25
     json.dumps(row.json())
-
-
-# ---- needles ------------------------------------------------------------------------------------
-
-
-def _words(text: str) -> int:
-    return len(re.findall(r"\w+|[^\w\s]", text))
-
-
-def test_needles_fill_the_length_and_stand_at_their_depths() -> None:
-    task = niah.Niah(depths=4)
-    samples = task.samples(_words, 2000, task.cells, seed=1)
-    assert len(samples) == task.cells == 16 and len({sample.id for sample in samples}) == 16
-    assert samples == task.samples(_words, 2000, task.cells, seed=1)
-    assert samples != task.samples(_words, 2000, task.cells, seed=2)
-    for kind in ("passkey", "sentence", "paraphrase"):
-        assert sorted(s.labels["depth"] for s in samples if s.labels["kind"] == kind) == [0.125, 0.375, 0.625, 0.875]
-    for sample in samples:
-        assert 2000 - 40 < _words(sample.context + sample.question + sample.answer_prefix) <= 2000
-        if sample.labels["kind"] != "several":
-            assert sample.context.count(sample.references[0]) >= 1
-            place = sample.context.index(sample.references[0]) / len(sample.context)
-            assert place == pytest.approx(sample.labels["depth"], abs=0.06)
-    assert len({sample.context for sample in samples}) == 4  # one document for all kinds of a depth
-
-
-def test_a_paraphrased_needle_shares_no_word_with_its_question() -> None:
-    for needle, question, stem in niah._PARAPHRASES:
-        fact, asked = (set(re.findall(r"\w+", text.casefold())) for text in (needle, f"{question} {stem}"))
-        assert not fact & asked, fact & asked
-        assert not any(name.casefold() in asked for name in niah._NAMES)
-
-
-def test_scores_of_needles_by_hand() -> None:
-    task = niah.Niah()
-    by_kind = {s.labels["kind"]: s for s in task.samples(_words, 1000, task.cells, 0)}
-    key = by_kind["passkey"]
-    assert task.score(key, f" {key.references[0]}.") == 1.0 and task.score(key, "12") == 0.0
-    best = by_kind["sentence"]
-    assert task.score(best, best.references[0].upper() + "!") == 1.0
-    numbers = re.findall(r"\d+", by_kind["several"].references[0])
-    assert task.score(by_kind["several"], f"{numbers[2]} and {numbers[0]}") == pytest.approx(2 / 3)
-    assert task.score(by_kind["several"], "") == 0.0
-
-
-def test_needles_refuse_what_cannot_be() -> None:
-    with pytest.raises(ConfigError, match="no room for 4 depths"):
-        niah.Niah().samples(_words, 60, 16, 0)
-    with pytest.raises(ConfigError, match="not a kind of needle"):
-        niah.Niah(["haystack"])
-    with pytest.raises(ConfigError, match="at least 1"):
-        niah.Niah(depths=0)
-
-
-# ---- texts --------------------------------------------------------------------------------------
-
-
-def _bytes(text: bytes) -> list[int]:
-    return list(text)
-
-
-@pytest.mark.parametrize("kind", texts.KINDS)
-def test_built_in_texts_have_their_length_and_repeat(kind: str) -> None:
-    found = texts.passages((), (kind,), 500, 2, 3, _bytes)
-    assert [len(passage.tokens) for passage in found] == [500, 500]
-    assert (found[0].tokens == texts.passages((), (kind,), 500, 1, 3, _bytes)[0].tokens).all()
-    assert (found[0].tokens != found[1].tokens).any()
-    assert (found[0].tokens != texts.passages((), (kind,), 500, 1, 4, _bytes)[0].tokens).any()
-
-
-def test_a_talk_repeats_what_was_said() -> None:
-    said: dict[str, str] = {}
-    answers = 0
-    thing = ""
-    for line in texts.dialogue(600, seed=5).splitlines():
-        if told := re.search(r"I left the (\w+ \w+) (.+) today", line):
-            said[told[1]] = told[2]
-        if asked := re.search(r"leave the (\w+ \w+)\?", line):
-            thing = asked[1]
-        if answer := re.search(r"I left it (.+), as I told you", line):
-            assert answer[1] == said[thing]
-            answers += 1
-    assert answers > 5
-
-
-def test_texts_from_files(tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_text("\n".join(f"line {n}" for n in range(200)))
-    (passage,) = texts.passages((str(file),), (), 100, 1, 0, _bytes)
-    assert passage.kind == "a.txt" and bytes(passage.tokens.tolist()).decode() in file.read_text()
-    assert list(texts.digests([str(file)])) == ["a.txt"]
-    with pytest.raises(ConfigError, match="has fewer than 5000 tokens"):
-        texts.passages((str(file),), (), 5000, 1, 0, _bytes)
-    with pytest.raises(ConfigError, match="two texts are named"):
-        texts.passages((str(file), str(file)), (), 50, 1, 0, _bytes)
-
-
-# ---- readings of a real engine --------------------------------------------------------------------
-
-
-def _engine(model: Path, **evict: Any) -> Any:
-    from restkv_local import Engine
-
-    config = EvictConfig(**({"budget": 64, "reserve": 128} | evict))
-    return Engine(str(model), 512, config, n_threads=1, n_batch=100)
-
-
-def test_logits_of_many_tokens_are_those_of_one_after_the_other(tiny: Path) -> None:  # noqa: F811
-    engine = _engine(tiny)
-    try:
-        tokens = [3 + (7 * i) % 250 for i in range(300)]
-        engine.eval(tokens[:150])
-        found = engine.read_logits(tokens[150:])
-        kept, n_evictions = engine.kept(0, 0), engine.report().n_evictions
-        engine.reset()
-        engine.eval(tokens[:150])
-        for i, token in enumerate(tokens[150:]):
-            engine.eval([token])
-            assert np.abs(engine.scores[engine.n_tokens - 1] - found[i]).max() < 2e-2
-        assert n_evictions > 0 and (engine.kept(0, 0) == kept).all()
-        assert engine.read_logits([]).shape == (0, engine.n_vocab())
-        engine.n_tokens = 10
-        with pytest.raises(EvictionError, match="start again with reset"):
-            engine.read_logits([5])
-    finally:
-        engine.close()
-
-
-def _counted(load: Callable[[Any], None], loaded: list[str]) -> Callable[[Any], None]:
-    def counted(state: Any) -> None:
-        load(state)
-        loaded.append("loaded")
-
-    return counted
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])
-def test_a_reading_that_methods_share_changes_nothing(
-    tiny: Path,  # noqa: F811
-    method: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first = method if method == "h2o" else "restkv"
-    prompt = [3 + (11 * i * i) % 250 for i in range(320)]
-    states = States(1 << 30, StateKind.serves)
-    kinds: list[StateKind] = []
-    kept = {}
-    loaded: list[str] = []
-    # So near to the context's end the ring of h2o hangs on the budget; what else differs must not matter.
-    other = 80 if method == "h2o" else 64
-    for name, shared, budget in ((first, True, other), (method, True, 80), (method, False, 80)):
-        engine = _engine(tiny, method=name, prefill="exact", budget=budget, tau=1.0 if kinds else 2.0)
-        try:
-            setting = Setting(name, engine.evict, "f16")
-            kinds.append(state_kind(engine, setting, ""))
-            monkeypatch.setattr(engine, "load_state", _counted(engine.load_state, loaded))
-            Reader(engine, states if shared else None, kinds[-1]).read(prompt, 310)
-            assert engine.cells == budget
-            kept[shared, name] = engine.kept(1, 0), np.asarray(engine.scores[engine.n_tokens - 1])
-        finally:
-            engine.close()
-    # else the test would compare two readings of the same kind
-    assert kinds[0].serves(kinds[1]) and loaded == ["loaded"]
-    if method in ("tova", "fifo"):
-        assert not kinds[1].serves(kinds[0])  # they keep fewer queries, or none
-    assert (kept[True, method][0] == kept[False, method][0]).all()
-    assert (kept[True, method][1] == kept[False, method][1]).all()

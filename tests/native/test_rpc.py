@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.device.place import GRAPH_TESTS, PLAN_TESTS
 from lib.setup.source import ROOT
 from places import PATHS, SUPPORT
 from rpc_servers import build, free_port, join, wait_for
@@ -17,7 +18,7 @@ from rpc_servers import build, free_port, join, wait_for
 
 @pytest.mark.skipif(os.name == "nt", reason="the peer loads shared libraries by their Unix names")
 def test_the_graphs_on_an_rpc_device(build_cache: Path, tmp_path: Path) -> None:
-    """All of tests/native/test_graph.py and the plans of devices, in a process that finds two served devices."""
+    """All tests of the graphs and the plans of devices, in a process that finds two served devices."""
     folder = join(build(build_cache), tmp_path / "lib")
     env = os.environ | {"PYTHONPATH": PATHS}
     ports: list[int] = []
@@ -29,7 +30,7 @@ def test_the_graphs_on_an_rpc_device(build_cache: Path, tmp_path: Path) -> None:
             servers.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
             wait_for(ports[-1], servers[-1])
         env |= {"RESTKV_LIB_PATH": str(folder), "RESTKV_TEST_RPC": ",".join(f"127.0.0.1:{port}" for port in ports)}
-        files = [str(ROOT / "tests" / name) for name in ("native/test_graph.py", "engine/test_device_plan.py")]
+        files = [str(ROOT / name) for name in (*GRAPH_TESTS, PLAN_TESTS)]
         command = [sys.executable, "-m", "pytest", *files, "-k", "RPC0", "-q", "-p", "no:cacheprovider"]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     finally:

@@ -15,7 +15,8 @@ from ..setup.source import ROOT
 Words = list[str | Path]
 
 PROBE = Path(__file__).with_name("probe.py")
-GRAPH_TESTS, RPC_TESTS = "tests/native/test_graph.py", "tests/native/test_rpc.py"
+GRAPH_TESTS = ("tests/native/test_graph.py", "tests/native/test_graph_scores.py")
+RPC_TESTS = "tests/native/test_rpc.py"
 PLAN_TESTS = "tests/engine/test_device_plan.py"
 
 
@@ -35,7 +36,7 @@ def made() -> Place:
     """The environment of the tests, once `venv.ensure` has made it."""
     return Place(
         venv.python(), [venv.script("restkv-bench")], [venv.script("pytest")],
-        (GRAPH_TESTS, RPC_TESTS), venv.environment(),
+        (*GRAPH_TESTS, RPC_TESTS), venv.environment(),
     )  # fmt: skip
 
 
@@ -48,5 +49,5 @@ def at_hand() -> Place:
     pytest: Words | None = [python, "-m", "pytest"] if importlib.util.find_spec("pytest") else None
     return Place(
         python, [python, PROBE, "restkv-bench"], pytest,
-        (GRAPH_TESTS, PLAN_TESTS), environment,
+        (*GRAPH_TESTS, PLAN_TESTS), environment,
     )  # fmt: skip

@@ -56,7 +56,7 @@ def all_steps(run: Run, options: argparse.Namespace, place: Place) -> None:
         run.skip("tests", f"pytest is not installed for {python}")
     elif "tests" in options.only and place.pytest is not None:
         # Quickly: scores and cache types; the rest takes a minute more.
-        some = [GRAPH_TESTS, "-k", "golden or cache_types"] if options.quick else place.tests
+        some = [*GRAPH_TESTS, "-k", "golden or cache_types"] if options.quick else place.tests
         words = [*place.pytest, "-q", "-p", "no:cacheprovider", "--junitxml={out}", *some]
         run.command("tests", words, reader=read_tests, judge=_tests)
     if "engine" in options.only and found["embedded_model"] is None:
