@@ -15,6 +15,8 @@ from lib.setup.source import ROOT, upstream
 
 NATIVE = sorted(path for suffix in ("cpp", "h") for path in (ROOT / "native").rglob(f"*.{suffix}"))
 PYTHON = sorted(path for name in ("restkv_local", "tools", "tests") for path in (ROOT / name).rglob("*.py"))
+# They may be longer: the whole interface, and the kernels that are compiled once per instruction set.
+WHOLE = [ROOT / "native" / "restkv.h", ROOT / "native" / "stages" / "cpu" / "kernels.cpp"]
 
 
 def run(*command: str) -> None:
@@ -42,14 +44,10 @@ def test_clang_format() -> None:
     run(program("clang-format"), "--dry-run", "--Werror", *map(str, NATIVE))
 
 
-# Tests may list many cases.
-@pytest.mark.parametrize(
-    "path",
-    [path for path in NATIVE + PYTHON if "tests" not in path.parts],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
+@pytest.mark.parametrize("path", NATIVE + PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_file_is_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 450, "split it: one concern per file"
+    most = 449 if path in WHOLE else 400
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= most, "split it: one concern per file"
 
 
 def test_ci_runs_what_users_run() -> None:
