@@ -118,8 +118,8 @@ def test_what_a_device_lacks_and_what_fails_are_results() -> None:
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Verdicts of these tests."""
-    monkeypatch.setattr(first_load.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
-    return tmp_path / "restkv-local" / "devices"
+    monkeypatch.setenv("RESTKV_CACHE", str(tmp_path))
+    return tmp_path / "devices"
 
 
 def verdict(device: Device, verdict_: Any) -> DeviceCheck:
@@ -282,7 +282,7 @@ def meet(folder: Path, port: str, tmp_path: Path, wrong: str = "") -> dict[str, 
     env = os.environ | {
         "PYTHONPATH": PATHS,
         "RESTKV_WRONG_STAGE": wrong,
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "RESTKV_CACHE": str(tmp_path / "cache"),
         "HOME": str(tmp_path),
     }
     command = [sys.executable, str(SUPPORT / "doctor_peer.py"), str(folder), port, str(model)]

@@ -41,7 +41,8 @@ def main(folder: str, port: str, model: str) -> None:
     first_load.check_device = lambda *arguments, **options: checked.append(arguments) or real(*arguments, **options)
     for what, stages in (("first", "auto"), ("second", "auto"), ("host", "host")):
         checked.clear()
-        engine = Engine(model, 1024, EvictConfig(budget=128, reserve=128, stages=stages), n_gpu_layers=-1, n_threads=1)
+        evict = EvictConfig(budget=128, reserve=128, stages=stages)
+        engine = Engine(model, 1024, evict, n_gpu_layers=-1, n_threads=1, chat_format="chatml")  # it has no template
         heard = list(engine.report().notices)
         engine.eval([10 + i * 7 % 200 for i in range(700)])
         report = engine.report()
