@@ -65,13 +65,10 @@ def as_tokens(values: Sequence[int]) -> Tokens:
 
 def chat_tokens(engine: Engine, content: str) -> list[int]:
     """Tokens of a chat with one user message, up to where the answer begins, in the engine's own chat format."""
-    handler = engine.chat_handler or engine._chat_handlers.get(engine.chat_format)
-    if handler is None:
-        from llama_cpp.llama_chat_format import get_chat_completion_handler
+    from ..engine.answers.chat_templates import handler
 
-        handler = get_chat_completion_handler(engine.chat_format)
     try:
-        handler(llama=_Listener(engine), messages=[{"role": "user", "content": content}])
+        handler(engine)(llama=_Listener(engine), messages=[{"role": "user", "content": content}])
     except _Rendered as rendered:
         return rendered.tokens
     raise RestkvError(f"the chat format '{engine.chat_format}' renders no prompt; choose a model with a chat template")

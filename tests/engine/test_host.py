@@ -125,3 +125,33 @@ def test_peak_memory_does_not_know_the_context(smollm2: Path) -> None:
         assert done.stderr == ""
         peaks.append(int(done.stdout.split()[0]))
     assert peaks[1] < peaks[0] * 1.02
+
+
+EXIT = """
+import sys, threading, time
+from restkv_local import Cancelled, Engine, EvictConfig
+
+engine = Engine(sys.argv[1], n_threads=2, n_ctx=8192, evict=EvictConfig(budget=512, reserve=512))
+begun = threading.Event()
+
+def work():
+    engine.on_progress = lambda done, total: begun.set()
+    try:
+        engine.eval(list(range(5, 250)) * 24)
+    except Cancelled:
+        pass
+
+threading.Thread(target=work, daemon=True).start()
+begun.wait()
+time.sleep(float(sys.argv[2]))
+print("bye")
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.1, 0.2, 0.3, 0.5, 0.8])
+def test_python_ends_while_a_daemon_thread_works(smollm2: Path, seconds: float) -> None:
+    """Before, about every third time ended in a segmentation fault."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT, str(smollm2), str(seconds)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "bye\n", "")

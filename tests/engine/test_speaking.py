@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -219,36 +218,3 @@ def test_a_format_that_nobody_knows(spm: Engine) -> None:
 def test_a_context_that_is_too_small_for_the_prompt(spm: Engine) -> None:
     with pytest.raises(ContextOverflow, match="larger n_ctx"):
         spm.create_completion("ab" * 2000, stream=True)
-
-
-EXIT = """
-import sys, threading, time
-from restkv_local import Engine, EvictConfig
-
-engine = Engine(sys.argv[1], n_threads=1, n_ctx=4096, evict=EvictConfig(budget=64, reserve=64))
-begun = threading.Event()
-
-def work():
-    while True:
-        try:
-            for _ in engine.generate(list(range(5, 250)) * 8, temp=1.0):
-                begun.set()
-        except Exception:
-            if sys.argv[2] == "once":
-                return
-
-threading.Thread(target=work, daemon=True).start()
-begun.wait()
-print("bye")
-"""
-
-
-@pytest.mark.parametrize("how", ["once", "again and again"])
-def test_python_ends_while_a_daemon_thread_answers(spm: Engine, how: str) -> None:
-    for _ in range(3):
-        begin = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", EXIT, spm.model_path, how], capture_output=True, text=True, timeout=120
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "bye\n", "")
-        assert time.monotonic() - begin < 60
