@@ -106,7 +106,7 @@ def test_a_closed_engine_says_so_whatever_is_asked(model: Path) -> None:
     """In a process of its own: what is not guarded crashes it."""
     code = (
         "import sys\n"
-        "sys.path.insert(0, sys.argv[2])\n"
+        "sys.path += sys.argv[2:]\n"
         "import test_guard as t\n"
         "from restkv_local import Engine, RestkvError\n"
         "e = Engine(sys.argv[1], n_ctx=512, evict=t.EVICT, n_threads=1)\n"
@@ -120,7 +120,8 @@ def test_a_closed_engine_says_so_whatever_is_asked(model: Path) -> None:
         "    except RestkvError as error:\n"
         "        print(error, flush=True)\n"
     )
-    command = [sys.executable, "-c", code, str(model), str(Path(__file__).parent)]
+    folders = [str(Path(__file__).parent), str(Path(write_random.__code__.co_filename).parent)]
+    command = [sys.executable, "-c", code, str(model), *folders]
     done = subprocess.run(command, capture_output=True, text=True)
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert done.returncode == 0, f"it ended at {done.stdout.splitlines()[-1:]}: {done.stderr}"
