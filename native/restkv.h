@@ -156,6 +156,11 @@ typedef struct restkv_model_info {
 RESTKV_API restkv_status restkv_model_probe(const struct llama_model * model, int32_t type_k, int32_t type_v,
                                             restkv_model_info * out);
 
+// What tells one model from another, and a model from its fine-tunes: text of less than RESTKV_TEXT_MAX bytes that starts
+// with the number of its recipe. From the metadata and sampled bytes of every tensor, so some milliseconds; the same model
+// has the same in one file and in several. path_model: a GGUF file, the first file of a split model; a LoRA works too.
+RESTKV_API restkv_status restkv_fingerprint(const char * path_model, char * out, size_t n_max);
+
 // ---- a context with a fixed cache --------------------------------------------------------------
 
 // The next context that this thread creates gets a cache of params->capacity cells that evicts.

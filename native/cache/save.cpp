@@ -46,12 +46,17 @@ struct layer_header {
 constexpr char MAGIC[8] = { 'R', 'S', 'T', 'K', 'V', 'S', 'T', '3' };
 
 // Most queries that a saved ring may hold; a state with more is damaged.
-constexpr uint32_t  RING_MAX = 1u << 12;
-// Positions of a saved text lie below this.
-constexpr llama_pos POS_MAX  = INT32_MAX / 2;
+constexpr uint32_t  RING_MAX  = 1u << 12;
+// Positions of a saved text lie below this, and its evictions and dropped cells are no more than this.
+constexpr llama_pos POS_MAX   = INT32_MAX / 2;
+constexpr uint64_t  COUNT_MAX = 1ull << 48;
 
-void reject(const char * why) {
-    throw restkv_error(RESTKV_STATE, std::string("the saved state does not fit: ") + why);
+[[noreturn]] void reject(const std::string & why) {
+    throw restkv_error(RESTKV_STATE, "the saved state does not fit: " + why);
+}
+
+[[noreturn]] void reject(const char * what, uint32_t saved, uint32_t own) {
+    reject(std::string("its ") + what + " is " + std::to_string(saved) + " and this cache's is " + std::to_string(own));
 }
 
 // Rows of K and V that hold cells, of the layer.
@@ -65,13 +70,28 @@ span saved_rows(const restkv_layer & layer, const restkv_held & held, uint32_t n
     return { hidden - layer.first, n_end - hidden };
 }
 
-void read_positions(llama_io_read_i & io, int32_t * table, uint32_t n, llama_pos pos_end) {
+// Of a head, whose last n_window cells are the last positions before pos_end.
+void read_positions(llama_io_read_i & io, int32_t * table, uint32_t n, uint32_t n_window, llama_pos pos_end) {
     io.read(table, n * sizeof(int32_t));
     for (uint32_t i = 0; i < n; ++i) {
-        if (table[i] < 0 || table[i] >= pos_end || (i > 0 && table[i] <= table[i - 1])) {
+        const bool window = i + n_window >= n && table[i] != pos_end - (llama_pos) (n - i);
+        if (table[i] < 0 || table[i] >= pos_end || (i > 0 && table[i] <= table[i - 1]) || window) {
             reject("its positions are out of order");
         }
     }
+}
+
+// An eviction leaves each head its window at least. The heads of a layer hold the same number of cells, unless they share
+// their budgets: then all of them together hold no more than those.
+bool fits(const restkv_layer & layer, const std::vector<uint32_t> & held, uint32_t budget) {
+    uint64_t sum = 0;
+    for (const uint32_t n : held) {
+        if (n < layer.n_window || n > layer.budget || (!layer.mask && n != held[0])) {
+            return false;
+        }
+        sum += n;
+    }
+    return !layer.mask || sum <= (uint64_t) budget * layer.n_head_kv;
 }
 
 void read_votes(llama_io_read_i & io, float * sums, uint32_t n, uint32_t capacity) {
@@ -96,7 +116,7 @@ std::vector<llama_pos> read_ring(llama_io_read_i & io, uint32_t n_saved, size_t 
         if (pos == -1) {
             continue;
         }
-        if (pos < 0 || pos >= pos_end || (uint32_t) pos % n_saved != slot) {
+        if (pos < 0 || pos >= pos_end || pos < pos_end - (llama_pos) n_saved || (uint32_t) pos % n_saved != slot) {
             reject("its queries are out of order");
         }
         llama_pos & own = ring[n_own > 0 ? (uint32_t) pos % n_own : 0];
@@ -204,23 +224,29 @@ void restkv_cache::state_read(llama_io_read_i & io, llama_seq_id, llama_state_se
         if (header.kind != core->settings.shares.kind || header.n_layer != core->layers.size()) {
             reject("its layers or its allocation differ");
         }
-        if (header.window != core->params.window) {
-            reject("its window differs");
+        // with one budget for all, nothing depends on it or on the window before the first eviction
+        const bool evicted = header.n_table > 0 || core->is_shared();
+        if (evicted && header.window != core->params.window) {
+            reject("window", header.window, core->params.window);
         }
-        if (header.n_row_max != core->n_row_max || header.start != seq.start) {
-            reject("its budget differs");
+        if (evicted && header.n_row_max != core->n_row_max) {
+            reject("budget", header.n_row_max, core->n_row_max);
         }
-        if (header.n_table != 0 && header.n_table != header.n_row_max) {
+        if (header.start != seq.start || (header.n_table != 0 && header.n_table != core->n_row_max)) {
             reject("its tables differ in length");
         }
-        const uint32_t tail = header.n_table > 0 ? header.n_row_max : header.start;
+        const uint32_t tail = header.n_table > 0 ? core->n_row_max : seq.start;
         if (header.n_tail > get_size() - tail) {
             reject("it has more cells than this cache");
         }
-        const llama_pos least = header.n_table > 0 ? header.pos_exact : 0;
+        const bool follows = header.n_table == 0 ? header.pos_exact == 0 : header.pos_tail == header.pos_exact;
         if (header.pos_tail < 0 || header.pos_tail > POS_MAX || header.pos_exact < 0 || header.pos_exact > POS_MAX ||
-            (header.n_table == 0 && header.pos_exact != 0) || (header.n_tail > 0 && header.pos_tail < least)) {
+            (!follows && (header.n_table == 0 || header.n_tail > 0))) {
             reject("its positions are out of order");
+        }
+        if (header.n_evictions > COUNT_MAX || header.n_evicted > COUNT_MAX ||
+            (header.n_table > 0 && header.n_evictions == 0)) {
+            reject("its evictions cannot be counted");
         }
         const llama_pos pos_end = header.n_tail > 0 ? header.pos_tail + (llama_pos) header.n_tail : header.pos_exact;
         if (header.pos_seen < 0 || header.pos_seen > pos_end) {
@@ -242,30 +268,34 @@ void restkv_cache::state_read(llama_io_read_i & io, llama_seq_id, llama_state_se
             restkv_held &  held  = seq.layers[l];
             layer_header   own;
             io.read(&own, sizeof(own));
-            if (own.budget != layer.budget || own.n_head_kv != layer.n_head_kv || own.type_k != layer.k->type ||
-                own.type_v != layer.v->type || own.row_k != layer.k->nb[1] || own.row_v != layer.v->nb[1]) {
+            if ((evicted && own.budget != layer.budget) || own.n_head_kv != layer.n_head_kv ||
+                own.type_k != layer.k->type || own.type_v != layer.v->type || own.row_k != layer.k->nb[1] ||
+                own.row_v != layer.v->nb[1]) {
                 reject("the budgets or the types of its layers differ");
             }
             for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
                 uint32_t n_held = 0;
                 io.read(&n_held, sizeof(n_held));
-                if (header.n_table == 0 ? n_held != 0 : n_held == 0 || n_held > layer.budget) {
+                if (header.n_table == 0 ? n_held != 0 : n_held > layer.budget) {
                     reject("its heads hold other numbers of cells");
                 }
                 if (!core->is_shared() && n_held != header.n_table) {
                     reject("its heads hold other numbers of cells");
                 }
                 held.held[h] = n_held;
-                read_positions(io, held.table.data() + (size_t) h * layer.budget, n_held, header.pos_exact);
+                read_positions(io, held.table.data() + (size_t) h * layer.budget, n_held, layer.n_window,
+                               header.pos_exact);
                 if (header.has_sums) {
                     read_votes(io, held.sums.data() + (size_t) h * core->params.capacity, tail + header.n_tail,
                                core->params.capacity);
                 }
             }
+            if (header.n_table > 0 && !fits(layer, held.held, core->params.budget)) {
+                reject("its heads hold other numbers of cells");
+            }
             read_queries(io, layer, own.n_ring, header.n_ring, ring);
-            held.hidden     = header.n_table > 0 ?
-                                  header.n_row_max - *std::max_element(held.held.begin(), held.held.end()) :
-                                  header.start;
+            held.hidden = header.n_table > 0 ? core->n_row_max - *std::max_element(held.held.begin(), held.held.end()) :
+                                               seq.start;
             const span rows = saved_rows(layer, held, tail + header.n_tail);
             if (rows.n > 0) {
                 io.read_tensor(layer.k, rows.first * own.row_k, rows.n * own.row_k);

@@ -3,6 +3,7 @@
 #include "api/params.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <functional>
 #include <new>
 #include <numeric>
@@ -45,7 +46,10 @@ std::vector<uint32_t> restkv_share_heads(const std::vector<const float *> & rows
     std::vector<std::vector<double>> offers(n_head);
     for (size_t h = 0; h < n_head; ++h) {
         high[h] = most == 0 ? n[h] : std::min(n[h], most);
-        std::vector<double> falling(rows[h], rows[h] + n[h]);
+        std::vector<double> falling(n[h]);
+        // an order that sorts need, and sums that are numbers: what is none counts as the largest
+        std::transform(rows[h], rows[h] + n[h], falling.begin(),
+                       [](float x) { return x == x ? (double) std::clamp(x, -FLT_MAX, FLT_MAX) : (double) FLT_MAX; });
         std::sort(falling.begin(), falling.end(), std::greater<double>());
         const double sum  = std::accumulate(falling.begin(), falling.end(), 0.0);
         const double best = std::accumulate(falling.begin(), falling.begin() + std::min(mean, n[h]), 0.0);

@@ -3,6 +3,8 @@
 #include "api/status.h"
 #include "ggml.h"
 #include "gguf.h"
+#include "model/files.h"
+#include "model/hash.h"
 #include "stages/parallel.h"
 
 #include <cmath>
@@ -100,12 +102,6 @@ void restkv_rotate_factor(float * upper, uint32_t d, uint32_t n_rot) {
 
 namespace {
 
-struct gguf_free_t {
-    void operator()(gguf_context * ctx) const { gguf_free(ctx); }
-};
-
-using gguf_ptr = std::unique_ptr<gguf_context, gguf_free_t>;
-
 struct weight {
     std::string path;
     uint64_t    offset = 0;
@@ -115,53 +111,22 @@ struct weight {
     int64_t     n_out  = 0;
 };
 
-gguf_ptr open_gguf(const std::string & path) {
-    gguf_init_params params = { /*no_alloc =*/true, /*ctx =*/nullptr };
-    gguf_ptr         ctx(gguf_init_from_file(path.c_str(), params));
-    if (!ctx) {
-        throw restkv_error(RESTKV_IO, "cannot read the output projections from " + path + ": not a GGUF file");
-    }
-    return ctx;
-}
-
-// model-00001-of-00003.gguf -> all three
-std::vector<std::string> split_paths(const std::string & path, const gguf_context * first) {
-    const int64_t key = gguf_find_key(first, "split.count");
-    const int     n   = key >= 0 && gguf_get_kv_type(first, key) == GGUF_TYPE_UINT16 ? gguf_get_val_u16(first, key) : 1;
-    if (n <= 1) {
-        return { path };
-    }
-    char tail[32];
-    snprintf(tail, sizeof(tail), "-%05d-of-%05d.gguf", 1, n);
-    const size_t len = strlen(tail);
-    if (path.size() < len || path.compare(path.size() - len, len, tail) != 0) {
-        throw restkv_error(RESTKV_IO,
-                           "the model is split into " + std::to_string(n) + " files: open the first of them");
-    }
-    std::vector<std::string> paths;
-    for (int i = 1; i <= n; ++i) {
-        snprintf(tail, sizeof(tail), "-%05d-of-%05d.gguf", i, n);
-        paths.push_back(path.substr(0, path.size() - len) + tail);
-    }
-    return paths;
-}
-
 std::vector<weight> find_weights(const std::string & path, const std::vector<restkv_wo_shape> & shapes) {
     std::vector<weight> weights(shapes.size());
-    for (const std::string & file : split_paths(path, open_gguf(path).get())) {
-        const gguf_ptr ctx  = open_gguf(file);
-        const uint64_t data = gguf_get_data_offset(ctx.get());
+    for (const restkv_gguf_file & file : restkv_open_gguf(path)) {
+        const gguf_context * ctx  = file.ctx.get();
+        const uint64_t       data = gguf_get_data_offset(ctx);
         for (size_t i = 0; i < shapes.size(); ++i) {
             const std::string name = "blk." + std::to_string(shapes[i].layer) + ".attn_output.weight";
-            const int64_t     id   = gguf_find_tensor(ctx.get(), name.c_str());
+            const int64_t     id   = gguf_find_tensor(ctx, name.c_str());
             if (id < 0) {
                 continue;
             }
-            const int64_t * ne = gguf_get_tensor_ne(ctx.get(), id);
-            weights[i]         = { file,
-                                   data + gguf_get_tensor_offset(ctx.get(), id),
-                                   gguf_get_tensor_size(ctx.get(), id),
-                                   gguf_get_tensor_type(ctx.get(), id),
+            const int64_t * ne = gguf_get_tensor_ne(ctx, id);
+            weights[i]         = { file.path,
+                                   data + gguf_get_tensor_offset(ctx, id),
+                                   gguf_get_tensor_size(ctx, id),
+                                   gguf_get_tensor_type(ctx, id),
                                    ne[0],
                                    ne[1] };
         }
@@ -196,20 +161,6 @@ std::vector<uint8_t> read_bytes(const weight & w) {
     return bytes;
 }
 
-uint64_t hash_bytes(const void * data, size_t n, uint64_t h) {
-    const uint8_t * p = (const uint8_t *) data;
-    for (; n >= 8; n -= 8, p += 8) {
-        uint64_t x;
-        memcpy(&x, p, 8);
-        h = (h ^ x) * 0x9E3779B97F4A7C15ull;
-        h ^= h >> 29;
-    }
-    for (; n > 0; --n, ++p) {
-        h = (h ^ *p) * 0x100000001B3ull;
-    }
-    return h ^ (h >> 32);
-}
-
 // ---- the cache on disk: one file per layer, so that a broken one costs one layer ------------------
 
 struct cache_header {
@@ -237,7 +188,7 @@ bool read_cache(const std::string & folder, uint64_t key, restkv_wo::layer & lay
     }
     std::vector<float> data((size_t) layer.n_head * layer.d * layer.d);
     file.read((char *) data.data(), (std::streamsize) (data.size() * sizeof(float)));
-    if (!file || hash_bytes(data.data(), data.size() * sizeof(float), key) != header.check) {
+    if (!file || restkv_hash(data.data(), data.size() * sizeof(float), key) != header.check) {
         return false;
     }
     layer.data = std::move(data);
@@ -256,7 +207,7 @@ void write_cache(const std::string & folder, uint64_t key, const restkv_wo::laye
     header.n_head = layer.n_head;
     header.d      = layer.d;
     header.key    = key;
-    header.check  = hash_bytes(layer.data.data(), size, key);
+    header.check  = restkv_hash(layer.data.data(), size, key);
     {
         std::ofstream file(part, std::ios::binary);
         file.write((const char *) &header, sizeof(header));
@@ -318,8 +269,8 @@ restkv_wo restkv_read_wo(const std::string & path_model, const std::string & pat
                         try {
                             restkv_wo::layer &         layer = wo.layers[shapes[i].layer];
                             const std::vector<uint8_t> bytes = read_bytes(weights[i]);
-                            const uint64_t seed = hash_bytes(&weights[i].type, sizeof(ggml_type), layer.n_head);
-                            const uint64_t key  = hash_bytes(bytes.data(), bytes.size(), seed);
+                            const uint64_t seed = restkv_hash(&weights[i].type, sizeof(ggml_type), layer.n_head);
+                            const uint64_t key  = restkv_hash(bytes.data(), bytes.size(), seed);
                             if (!path_cache.empty() && read_cache(path_cache, key, layer)) {
                                 return;
                             }

@@ -6,6 +6,7 @@
 #include "tests/numbers.h"
 
 #include "stages/compact.h"
+#include "stages/share_heads.h"
 #include "stages/stages.h"
 #include "stages/wo.h"
 
@@ -104,6 +105,27 @@ static void test_share() {
     CHECK(restkv_share(rows, n, 2, 100, 0.2, 0, true, out.data()) == RESTKV_OK);
     CHECK(out[0] == 8 && out[1] == 4);
     CHECK(restkv_share(rows, n, 2, 3, 1.5, 0, true, out.data()) == RESTKV_INVALID);
+}
+
+// Scores that are no numbers: an order that sorts need all the same, and no cell too many.
+static void test_share_without_numbers() {
+    for (uint32_t n : { 3u, 16u, 17u, 40u, 500u }) {
+        std::vector<std::vector<float>> rows(4);
+        std::vector<const float *>      starts;
+        for (size_t h = 0; h < rows.size(); ++h) {
+            rows[h] = normal(n);
+            for (uint32_t i = (uint32_t) h; i < n; i += 1 + (uint32_t) rng() % 5) {
+                const float odd[] = { NAN, INFINITY, -INFINITY, -NAN };
+                rows[h][i]        = odd[rng() % (h + 1)];
+            }
+            starts.push_back(rows[h].data());
+        }
+        const uint32_t              mean = n / 2;
+        const std::vector<uint32_t> past =
+            restkv_share_heads(starts, std::vector<uint32_t>(4, n), mean, 0.2, 0, n % 2 == 0);
+        CHECK(std::accumulate(past.begin(), past.end(), 0u) == 4 * mean);
+        CHECK(*std::max_element(past.begin(), past.end()) <= n);
+    }
 }
 
 static void test_smooth() {
@@ -236,6 +258,7 @@ int main() {
     test_move();
     test_move_to();
     test_share();
+    test_share_without_numbers();
     test_smooth();
     test_factor();
     test_score_sizes();

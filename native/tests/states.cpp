@@ -39,6 +39,74 @@ void test_rollback(llama_model * model, const char * path) {
     }
 }
 
+// Load a damaged state: it is refused with a reason, or the cache works with it, also when it evicts.
+static void load_damaged(session & s, const std::vector<uint8_t> & state) {
+    llama_memory_clear(llama_get_memory(s.ctx), true);
+    restkv_clear_error();
+    const bool   loaded = llama_state_set_data(s.ctx, state.data(), state.size()) > 0;
+    restkv_stats stats;
+    CHECK(!loaded || restkv_last_status() == RESTKV_OK);
+    CHECK(restkv_get_stats(s.ctx, &stats) == RESTKV_OK && stats.n_cells <= stats.capacity && stats.pos_next >= 0);
+    if (loaded) {
+        s.pos = stats.pos_next;
+        for (int i = 0; i < 3; ++i) {
+            s.feed(32);
+        }
+        CHECK(restkv_get_stats(s.ctx, &stats) == RESTKV_OK && stats.n_cells <= stats.capacity);
+    }
+}
+
+// A state file may come from anywhere: any answer but a crash.
+static void test_damaged_states(session & s, const std::vector<uint8_t> & state) {
+    std::mt19937 rng(3);
+    for (int i = 0; i < 40; ++i) {
+        std::vector<uint8_t> broken = state;
+        if (i % 2) {
+            broken.resize(rng() % broken.size());
+        } else {
+            for (int k = 0; k < 20; ++k) {
+                // mostly near the end, where our tables stand
+                const size_t from = k % 2 ? broken.size() / 2 : 0;
+                broken[from + rng() % (broken.size() - from)] ^= (uint8_t) (1 + rng() % 255);
+            }
+        }
+        load_damaged(s, broken);
+    }
+
+    // numbers at the ends of their type, one at a time, where ours and llama.cpp's tables stand
+    const char *   magic  = "RSTKVST";
+    const auto     found  = std::search(state.begin(), state.end(), magic, magic + 7);
+    const size_t   header = (size_t) (found - state.begin());
+    const uint32_t odd[]  = { 0, 1, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FC00000, 0x7F800000, 0x3FFFFFFF };
+    const auto     put    = [&](size_t at, uint32_t value) {
+        std::vector<uint8_t> broken = state;
+        memcpy(broken.data() + at, &value, sizeof(value));
+        load_damaged(s, broken);
+    };
+    CHECK(found != state.end());
+    uint32_t n_ring = 0;  // as state_header of cache/save.cpp has it
+    memcpy(&n_ring, state.data() + header + 56, sizeof(n_ring));
+    for (size_t at = header + 8; at < header + 80 + 4 * n_ring; at += 4) {
+        put(at, odd[rng() % 8]);
+        put(at, odd[rng() % 8]);
+    }
+    for (int i = 0; i < 60; ++i) {
+        put(header + 4 * (rng() % ((state.size() - header) / 4)), odd[rng() % 8]);
+        put(rng() % std::min<size_t>(header, 2048), odd[rng() % 8]);
+    }
+
+    // a query of the last position that there can be, in the row where it belongs
+    if (n_ring == 0) {
+        return;
+    }
+    std::vector<uint8_t> broken = state;
+    const int32_t        last   = INT32_MAX;
+    memcpy(broken.data() + header + 80 + 4 * (INT32_MAX % n_ring), &last, sizeof(last));
+    llama_memory_clear(llama_get_memory(s.ctx), true);
+    CHECK(llama_state_set_data(s.ctx, broken.data(), broken.size()) == 0);
+    CHECK(restkv_last_status() == RESTKV_STATE && strstr(restkv_last_error(), "queries are out of order") != nullptr);
+}
+
 void test_states(llama_model * model, const char * path, const char * method, ggml_type type, int32_t allocation) {
     const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
     session       a;
@@ -83,26 +151,17 @@ void test_states(llama_model * model, const char * path, const char * method, gg
     CHECK(llama_state_set_data(c.ctx, state.data(), state.size()) == 0);
     CHECK(c.feed(20) == 0);
 
-    // damaged states: any answer but a crash
-    std::mt19937 rng(3);
-    for (int i = 0; i < 40; ++i) {
-        std::vector<uint8_t> broken = state;
-        if (i % 2) {
-            broken.resize(rng() % broken.size());
-        } else {
-            for (int k = 0; k < 20; ++k) {
-                // mostly near the end, where our tables stand
-                const size_t from = k % 2 ? broken.size() / 2 : 0;
-                broken[from + rng() % (broken.size() - from)] ^= (uint8_t) (1 + rng() % 255);
-            }
-        }
-        llama_memory_clear(llama_get_memory(b.ctx), true);
-        if (llama_state_set_data(b.ctx, broken.data(), broken.size()) > 0) {
-            restkv_stats stats;
-            CHECK(restkv_get_stats(b.ctx, &stats) == RESTKV_OK);
-            CHECK(stats.n_cells <= stats.capacity);
-        }
+    // another window: the cells of the window are kept whatever their scores are
+    session       d;
+    restkv_params wide = settings(method);
+    wide.window += 2;
+    open(d, model, path, wide, type, allocation);
+    if (d.ctx) {
+        CHECK(llama_state_set_data(d.ctx, state.data(), state.size()) == 0);
+        CHECK(restkv_last_status() == RESTKV_STATE && strstr(restkv_last_error(), "window") != nullptr);
     }
+
+    test_damaged_states(b, state);
     llama_memory_clear(llama_get_memory(b.ctx), true);
     b.pos = 0;
     CHECK(b.feed(10) == 0);

@@ -32,6 +32,7 @@ from .logits import LogitRows, rows
 from .options import cache_folder, check_options, default_threads, default_threads_batch, sampling_of
 from .queueing import Queue
 from .report import Eviction, Report, Turn
+from .state import made_of
 
 LOGGER = logging.getLogger("restkv_local")
 
@@ -146,6 +147,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                     "verbose": verbose,
                 },
             )
+            self._made_of = made_of(path, llama)
             self._seed = first_seed  # Llama takes 0 for "no seed"
             untemplated = add_raw(self, llama.get("chat_format"))
             self._facts = Facts(self._ctx.ctx, self.plan)

@@ -23,7 +23,7 @@ from .guard import guarded
 from .options import by_name, sampling_of
 from .report import Turn
 from .speaking import Speaking
-from .state import EngineState, check_origin, read_blob, write_blob
+from .state import EngineState, check_origin, check_tokens, origin, read_blob, write_blob
 
 
 def _as_list(tokens: Sequence[int]) -> list[int]:
@@ -345,14 +345,18 @@ class Engine(Speaking):
         with self._call():
             self.reset()
             check_origin(state, self._origin())
+            check_tokens(state, self._n_vocab)
             if state.n_tokens > self._n_ctx:
                 raise ContextOverflow(
                     f"Requested tokens ({state.n_tokens}) exceed context window of {self._n_ctx}; "
                     f"load the state into an engine with a larger n_ctx"
                 )
-            if not write_blob(self._ctx.ctx, state.llama_state):
+            try:
+                write_blob(self._ctx.ctx, state.llama_state)
+                self._facts_open.check_positions(state.n_tokens)
+            except BaseException:
                 self.reset()
-                raise ConfigError("this state is damaged or does not fit the cache; read the text again instead")
+                raise
             self.n_tokens = state.n_tokens
             self.input_ids[: self.n_tokens] = state.input_ids[: self.n_tokens]
             self._seed = state.seed
@@ -361,15 +365,4 @@ class Engine(Speaking):
             self._facts_open.forget()
 
     def _origin(self) -> dict[str, Any]:
-        plan = self.plan
-        evicting = {} if plan.method == "full" else {"budget": plan.budget, "window": plan.window}
-        return {
-            "model": self._model.desc(),
-            "weights": c.llama_model_size(self._model.model),
-            "n_vocab": self._n_vocab,
-            "method": plan.method,
-            "kv_type": plan.kv_types,
-            "capacity": plan.capacity,
-            **evicting,
-            "allocation": plan.allocation,
-        }
+        return origin(self, self._made_of)

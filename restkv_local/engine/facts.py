@@ -42,6 +42,16 @@ class Facts:
         """Position of the next token."""
         return int(c.llama_memory_seq_pos_max(self._memory, 0)) + 1
 
+    def check_positions(self, n_tokens: int) -> None:
+        """After a state was loaded: all parts of the cache must end at one position, and hold its text."""
+        stats = self._stats()
+        end = self.positions if stats is None else int(stats.pos_next)
+        if end != self.positions or not n_tokens <= end <= self._plan.context:
+            raise ConfigError(
+                f"this state is damaged: it has {n_tokens} tokens, and its cells end at position {end}; "
+                f"read the text again instead"
+            )
+
     @property
     def cells(self) -> int:
         """Cells in use, per layer and KV head."""

@@ -256,6 +256,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_method_name": (C.c_char_p, [C.c_uint32]),
     "restkv_method_summary": (C.c_char_p, [C.c_uint32]),
     "restkv_model_probe": (C.c_int, [C.c_void_p, C.c_int32, C.c_int32, C.POINTER(ModelInfo)]),
+    "restkv_fingerprint": (C.c_int, [C.c_char_p, C.c_char_p, C.c_size_t]),
     "restkv_arm": (C.c_int, [C.POINTER(Params), C.c_char_p, C.c_char_p]),
     "restkv_disarm": (None, []),
     "restkv_arm_shares": (C.c_int, [C.POINTER(ShareParams)]),

