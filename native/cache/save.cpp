@@ -119,8 +119,10 @@ std::vector<llama_pos> read_ring(llama_io_read_i & io, uint32_t n_saved, size_t 
         if (pos < 0 || pos >= pos_end || pos < pos_end - (llama_pos) n_saved || (uint32_t) pos % n_saved != slot) {
             reject("its queries are out of order");
         }
-        llama_pos & own = ring[n_own > 0 ? (uint32_t) pos % n_own : 0];
-        own             = std::max(own, pos);
+        if (n_own > 0) {
+            llama_pos & own = ring[(uint32_t) pos % n_own];
+            own             = std::max(own, pos);
+        }
     }
     return ring;
 }
