@@ -18,9 +18,10 @@ except LibraryError as error:
     pytest.skip(f"no patched library: {error}", allow_module_level=True)
 
 import models
+from restkv_local.engine import construct
 from restkv_local.engine import engine as made_by
 from restkv_local.engine.facts import memory_of
-from restkv_local.native.binding import LIBRARY, internals
+from restkv_local.native.binding import LIBRARY
 
 
 def fail() -> None:
@@ -99,7 +100,7 @@ def test_a_context_that_cannot_be_made(model: Path, status: int | None, monkeypa
             fail()
         raise ValueError("Failed to create llama_context")
 
-    monkeypatch.setattr(internals, "LlamaContext", make)
+    monkeypatch.setattr(construct, "_Context", make)
     fail()
     expected = EvictionError if status is None else ConfigError
     with pytest.raises(expected, match="the cache cannot be made") as caught:
