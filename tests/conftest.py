@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from importlib import metadata
@@ -26,6 +27,9 @@ _VARIABLES = ("RESTKV_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOM
 
 def pytest_configure(config: pytest.Config) -> None:
     """Point caches, settings and histories at a folder that goes away, also for the programs that tests start."""
+    # A shell's job in the background ignores Ctrl-C, and so would the programs that tests start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     home = tempfile.mkdtemp(prefix="restkv-tests-")
     config.stash[_HOME] = home
     for name in _VARIABLES:
