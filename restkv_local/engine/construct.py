@@ -98,7 +98,8 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
         with quiet.capture() as said:
             adapter = c.llama_adapter_lora_init(model, lora_path)
         if not adapter:  # ctypes' null pointer, which Llama.__init__ takes for an adapter
-            raise ModelError(f"lora_path: {lora_path.decode()} cannot be used: {'; '.join(said) or 'no reason given'}")
+            why = "; ".join(said) or "no reason given"
+            raise ModelError(f"lora_path: {os.fsdecode(lora_path)} cannot be used: {why}")
         return adapter
 
     parts = types.SimpleNamespace(**vars(internals))

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cli_fake import FakeEngine
-from restkv_local.cli.chat.session import Session
+from restkv_local.cli.chat.session import Sampling, Session
 from restkv_local.cli.chat.worker import Event, Mailbox, Piece, Progress
+from restkv_local.config import SEED_MAX
 from restkv_local.engine.documents import Document
 
 Draw = Callable[[Event | None], None]
@@ -73,6 +74,14 @@ def test_regen_after_a_dropped_question_is_guided_by_the_one_before() -> None:
     again = session.again(_watch)
     assert again is not None and again.kept == "answer"
     assert engine.guides == ["one", "slow two", "one"]
+
+
+@pytest.mark.parametrize("seed", [0, 7, SEED_MAX - 2, SEED_MAX - 1, SEED_MAX])
+def test_every_attempt_has_a_seed_of_its_own_that_repeats(seed: int) -> None:
+    drawn = [Sampling(seed=seed).options(attempt)["seed"] for attempt in range(4)]
+    assert len(set(drawn)) == 4 and drawn[0] == min(seed, SEED_MAX - 1)
+    assert SEED_MAX not in drawn  # a new seed each time, to llama.cpp
+    assert "seed" not in Sampling().options(1)
 
 
 def test_an_answer_stopped_in_its_middle_is_kept() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ...config import SEED_MAX
 from ...engine.documents import Document, user_message
 from .worker import Draw, Mailbox, Piece, run
 
@@ -40,7 +41,8 @@ class Sampling:
         if self.temperature is not None:
             chosen["temperature"] = self.temperature
         if self.seed is not None:
-            chosen["seed"] = (self.seed + attempt) % 2**32
+            # SEED_MAX itself is the wish for a new seed each time; the engine takes it for the number before it
+            chosen["seed"] = (min(self.seed, SEED_MAX - 1) + attempt) % SEED_MAX
         return chosen
 
 
