@@ -88,9 +88,8 @@ static void test_damaged_states(session & s, const std::vector<uint8_t> & state)
     memcpy(&n_ring, state.data() + header + 56, sizeof(n_ring));
     for (size_t at = header + 8; at < header + 80 + 4 * n_ring; at += 4) {
         put(at, odd[rng() % 8]);
-        put(at, odd[rng() % 8]);
     }
-    for (int i = 0; i < 60; ++i) {
+    for (int i = 0; i < 12; ++i) {
         put(header + 4 * (rng() % ((state.size() - header) / 4)), odd[rng() % 8]);
         put(rng() % std::min<size_t>(header, 2048), odd[rng() % 8]);
     }
