@@ -12,7 +12,7 @@ import sys
 from typing import NamedTuple
 
 from ..errors import ConfigError, EvictionError, LibraryError, ModelError
-from .location import BINDINGS_VARIABLE, library_dir, library_file
+from .location import BINDINGS_VARIABLE, PATH_VARIABLE, library_dir, library_file
 from .structs import ABI_VERSION, GONE, INVALID, IO, NO_MEMORY, NOTHING, OK, SIGNATURES, STATE, UNSUPPORTED
 
 _ERRORS: dict[int, type[Exception]] = {
@@ -52,7 +52,12 @@ def lib() -> C.CDLL:
             f"{path} has interface version {version}, this package needs {ABI_VERSION}: run 'pip install .' again"
         )
     for name, (result, arguments) in SIGNATURES.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise LibraryError(
+                f"{path} is older than this package (it has no {name}): run 'pip install .' again, "
+                f"or point {PATH_VARIABLE} at the folder of a newer build"
+            )
         function.restype, function.argtypes = result, arguments
     os.environ[BINDINGS_VARIABLE] = str(folder)
     return library

@@ -139,6 +139,10 @@ def build_library(folder: Path, body: str) -> None:
             "unsigned restkv_abi_version(void) { return 4711; }",
             f"has interface version 4711, this package needs {native.ABI_VERSION}",
         ),
+        (
+            f"unsigned restkv_abi_version(void) {{ return {native.ABI_VERSION}; }}",
+            "is older than this package .* run 'pip install .' again",
+        ),
     ],
 )
 def test_wrong_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str) -> None:
