@@ -91,7 +91,16 @@ static void test_damaged_states(session & s, const std::vector<uint8_t> & state)
     }
     for (int i = 0; i < 12; ++i) {
         put(header + 4 * (rng() % ((state.size() - header) / 4)), odd[rng() % 8]);
-        put(rng() % std::min<size_t>(header, 2048), odd[rng() % 8]);
+        put(4 + rng() % (std::min<size_t>(header, 2048) - 4), odd[rng() % 8]);
+    }
+    // First of all stands the length of a name. llama.cpp makes room for it, seconds for the largest, so that comes once.
+    for (const uint32_t length : { 1u, 6u, 1u << 24 }) {
+        put(0, length);
+    }
+    static bool largest = false;
+    if (!largest) {
+        largest = true;
+        put(0, 0xFFFFFFFF);
     }
 
     // a query of the last position that there can be, in the row where it belongs

@@ -19,6 +19,7 @@ from gguf import GGMLQuantizationType, dequantize
 
 import models
 from cli_fake import FakeEngine
+from native_build import build
 from places import PATHS, SUPPORT
 from restkv_local import native
 from restkv_local.check import Device, DeviceCheck, StageCheck, check_device, devices, first_load, stages
@@ -27,9 +28,7 @@ from restkv_local.cli.chat import main as chat
 from restkv_local.cli.doctor import command as doctor_module
 from restkv_local.config import CHECK_ERROR_MAX
 from restkv_local.errors import ConfigError, EvictionError, ModelError
-from rpc_servers import build as build_rpc
 from rpc_servers import free_port, join, wait_for
-from wrong_library import build_wrong
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -261,9 +260,8 @@ def served(build_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     if os.name == "nt":
         pytest.skip("the peers load shared libraries by their Unix names")
     root = tmp_path_factory.mktemp("doctor")
-    rpc = build_rpc(build_cache)
-    right, wrong = join(rpc, root / "right"), join(rpc, root / "wrong")
-    for path in build_wrong(build_cache).glob("libllama.*"):
+    right, wrong = join(build_cache, root / "right"), join(build_cache, root / "wrong")
+    for path in (build(build_cache, "restkv-wrong-stage") / "wrong-stage").glob("libllama.*"):
         shutil.copy2(path, wrong)
     port = free_port()
     command = [sys.executable, str(SUPPORT / "rpc_peer.py"), str(right), str(port)]

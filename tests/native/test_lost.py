@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import models
+from native_build import build
 from places import PATHS, SUPPORT
 from restkv_local import native
-from wrong_library import build_wrong
 
 Case = tuple[dict[str, Any], dict[str, str]]
 
@@ -88,7 +88,7 @@ def failing(build_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         pytest.skip("the peer loads shared libraries by their Unix names")
     folder = tmp_path_factory.mktemp("lost") / "lib"
     shutil.copytree(native.library_dir(), folder)
-    for path in build_wrong(build_cache).glob("libllama.*"):
+    for path in (build(build_cache, "restkv-wrong-stage") / "wrong-stage").glob("libllama.*"):
         shutil.copy2(path, folder)
     return folder
 

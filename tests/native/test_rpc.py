@@ -13,13 +13,13 @@ import pytest
 from lib.device.place import GRAPH_TESTS, PLAN_TESTS
 from lib.setup.source import ROOT
 from places import PATHS, SUPPORT
-from rpc_servers import build, free_port, join, wait_for
+from rpc_servers import free_port, join, wait_for
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the peer loads shared libraries by their Unix names")
 def test_the_graphs_on_an_rpc_device(build_cache: Path, tmp_path: Path) -> None:
     """All tests of the graphs and the plans of devices, in a process that finds two served devices."""
-    folder = join(build(build_cache), tmp_path / "lib")
+    folder = join(build_cache, tmp_path / "lib")
     env = os.environ | {"PYTHONPATH": PATHS}
     ports: list[int] = []
     servers: list[subprocess.Popen[bytes]] = []
