@@ -35,7 +35,8 @@ class StockCache:
 
         self._lib: Any = llama_cpp
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = (n_ctx + _PAD - 1) // _PAD * _PAD
+        # The last copied block may reach beyond the end, where it is cut.
+        params.n_ctx = (n_ctx + FILL_BLOCK + _PAD - 1) // _PAD * _PAD
         params.n_batch = params.n_ubatch = self.n_batch = n_batch
         params.n_threads, params.n_threads_batch = n_threads, n_threads_batch
         params.type_k, params.type_v = type_k, type_v

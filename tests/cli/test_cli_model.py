@@ -122,7 +122,7 @@ def test_synthetic_fill_continues_like_a_real_text() -> None:
     engine = Engine(n_ctx=512)
     tokens = prose_tokens(FILL_BLOCK + 8, engine.tokenize)
     stock = StockCache(
-        engine.model, 2048, n_batch=256, n_threads=2, n_threads_batch=2,
+        engine.model, 1536, n_batch=256, n_threads=2, n_threads_batch=2,
         type_k=llama_cpp.GGML_TYPE_F16, type_v=llama_cpp.GGML_TYPE_Q8_0,
     )  # fmt: skip
     try:
