@@ -16,9 +16,9 @@ from restkv_local.bench.prose import prose, prose_tokens
 
 @pytest.fixture(scope="module")
 def long_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 1200 tokens, longer than the cache of these tests."""
+    """About 700 tokens, longer than the cache of these tests."""
     path = tmp_path_factory.mktemp("documents") / "long.txt"
-    path.write_text(prose(1000))
+    path.write_text(prose(600))
     return path
 
 
@@ -82,15 +82,15 @@ def test_real_terminal_stops_while_reading_and_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("native")
 def test_real_speed_rows(tmp_path: Path) -> None:
-    arguments = "speed --contexts 2048 --budget 256 --decode-tokens 4 --pairs 2 --stock-prefill sampled --json".split()
-    done = _program("restkv_local.cli.bench.main", *arguments, str(tmp_path / "speed.json"))
+    arguments = "speed --contexts 768 --budget 128 --reserve 128 --decode-tokens 4 --pairs 2 --stock-prefill sampled"
+    done = _program("restkv_local.cli.bench.main", *arguments.split(), "--json", str(tmp_path / "speed.json"))
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "speed.json").read_text())
     assert set(result) == {"rows", "device", "versions", "settings", "date"}
     (row,) = result["rows"]
     for name in BENCH_FIGURES:
         assert row[f"{name}_min"] <= row[name] <= row[f"{name}_max"], name
-    assert (row["context"], row["budget"]) == (2048, 256)
+    assert (row["context"], row["budget"]) == (768, 128)
     assert (row["stock_fill"], row["stock_prefill"]) == ("synthetic", "sampled")
     assert row["evictions"] > 0 and 0 < row["evict_share"] < 1
     assert row["peak_rss_bytes"] > 50e6
@@ -100,12 +100,12 @@ def test_real_speed_rows(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("native")
 def test_real_memory_rows(tmp_path: Path) -> None:
     """The whole of restkv-chat in a process of its own; the text fills the context, and the cache stays."""
-    arguments = ["memory", "--contexts", "768,1536", "--budget", "128", "--reserve", "128", "--json"]
+    arguments = ["memory", "--contexts", "512,1024", "--budget", "128", "--reserve", "128", "--json"]
     done = _program("restkv_local.cli.bench.main", *arguments, str(tmp_path / "memory.json"))
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "memory.json").read_text())
     short, long = result["rows"]
-    for row, context in ((short, 768), (long, 1536)):
+    for row, context in ((short, 512), (long, 1024)):
         assert row["context"] == context and context - 128 < row["prompt_tokens"] < context
         assert row["prefill_mode"] == "guided" and row["completion_tokens"] > 0
     assert short["kv_bytes"] == long["kv_bytes"] and 0 < short["evictions"] < long["evictions"]

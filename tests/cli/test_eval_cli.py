@@ -314,11 +314,12 @@ def test_marks_of_an_axis() -> None:
 
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize(
-    ("family", "tasks"), [("ruler", ("niah_single_1", "vt")), ("infinitebench", ("passkey", "code_run"))]
+    ("family", "tasks", "context"),
+    [("ruler", ("niah_single_1", "vt"), "704"), ("infinitebench", ("passkey", "code_run"), "512")],
 )
-def test_a_family_runs_and_names_its_tasks(family: str, tasks: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_family_runs_and_names_its_tasks(family: str, tasks: tuple[str, ...], context: str, tmp_path: Path) -> None:
     """On the embedded model: the tiny one reads bytes, for which these texts are long."""
-    words = (family, "--tasks", ",".join(tasks), "--contexts", "1024", "--budgets", "96", "--reserve", "160")
+    words = (family, "--tasks", ",".join(tasks), "--contexts", context, "--budgets", "96", "--reserve", "160")
     result = evaluate(*words, "--methods", "snapkv", "--samples", "1", "--threads", "2", "--out", tmp_path / "r")
     assert result.exit_code == 0, result.output
     records = read_results([tmp_path / "r"])

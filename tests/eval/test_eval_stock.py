@@ -21,14 +21,14 @@ def test_ruler_scores_of_the_full_cache_are_those_of_stock_llama_cpp_python(smol
 
     done = evaluate(
         "ruler", "--tasks", ",".join(TASKS), "--contexts", CONTEXT, "--samples", SAMPLES, "--seeds", SEED,
-        "--methods", "full", "--out", tmp_path / "out",
+        "--methods", "full", "--threads", "2", "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     measured = {(r["task"], r["sample"]): r for r in lines(tmp_path / "out" / "ruler.jsonl")}
     assert len(measured) == len(TASKS) * SAMPLES
 
     model = llama_cpp.Llama(
-        str(smollm2), n_ctx=1024, n_batch=512, n_threads=1, n_threads_batch=1, flash_attn=True, verbose=False
+        str(smollm2), n_ctx=1024, n_batch=512, n_threads=2, n_threads_batch=2, flash_attn=True, verbose=False
     )
     try:
         form = Jinja2ChatFormatter(model.metadata["tokenizer.chat_template"], eos_token="<|im_end|>", bos_token="")
