@@ -116,7 +116,8 @@ from restkv_local.cli.program import Program
 @click.group(cls=Program, invoke_without_command=True)
 def main():
     press_in_a_callback()
-    time.sleep(20)
+    for _ in range(2000):
+        time.sleep(0.01)
     print("nothing happened")
 main()
 """
