@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from .errors import ConfigError
 from .plan.methods import TRAITS, Method, Traits
 
-Prefill = Literal["stream", "exact", "guided"]
+Prefill = Literal["stream", "exact", "guided", "recall"]
 Pooling = Literal["none", "avgpool", "maxpool", "adaptive"]
 MetricMode = Literal["after", "before"]
 Reduce = Literal["mean", "max"]
@@ -19,6 +20,8 @@ Indicator = Literal["reconstruction", "attention", "attention-value-norm"]
 Rows = Literal["ema", "mean", "inverted-ema", "last"]
 Stages = Literal["auto", "fused", "graph", "host"]
 Allocation = Literal["uniform", "pyramid", "ada"]
+Place = Literal["none", "ram", "file"]
+ArchiveType = Literal["auto", "q8_0", "q4_0"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 PREFILLS: tuple[str, ...] = get_args(Prefill)
@@ -29,6 +32,8 @@ INDICATORS: tuple[str, ...] = get_args(Indicator)
 ROWS: tuple[str, ...] = get_args(Rows)
 STAGES: tuple[str, ...] = get_args(Stages)
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
+PLACES: tuple[str, ...] = get_args(Place)
+ARCHIVE_TYPES: tuple[str, ...] = get_args(ArchiveType)
 KV_TYPES: tuple[str, ...] = ("f16", "bf16", "q8_0", "q4_0")
 
 DEFAULT_CONTEXT = 131072
@@ -53,6 +58,12 @@ CELLS_MAX = 1 << 24
 VOTERS_MAX = 512
 # A guide longer than this is cut to its last tokens: only the last `window` queries score.
 GUIDE_MAX = 128
+# A recall: queries that speak, those whose direction is farthest from the others'. 64 are no better.
+RECALL_ROWS = 16
+# Positions around one that its score is the mean of: single ones lose a fact whose words lie side by side.
+RECALL_KERNEL = 21
+# First positions of a text that every recall chooses.
+RECALL_SINKS = 4
 # Most threads: GGML_MAX_N_THREADS of ggml.h. The system may give fewer, and ggml ends the process then.
 THREADS_MAX = 512
 # Seeds of sampling have 32 bits.
@@ -105,7 +116,8 @@ class EvictConfig:
         (budget + reserve) as text: "512MB", "1GiB".
     reserve: free cells above the budget, where tokens go before the next eviction; None chooses.
     method: how cells are scored (docs/methods.md). "full" never evicts.
-    prefill: how a prompt longer than the capacity is read (docs/prefill.md).
+    prefill: how a prompt longer than the capacity is read (docs/prefill.md). None: "recall" with an archive, else
+        "stream".
     window: the last positions; their queries score, their cells are always kept. Even.
     alpha: weight of the newest row of the window (EMA); None: 2 / (window + 1).
     kernel: width of the pooling, odd; the smallest width of the adaptive one. None: the method's own.
@@ -125,13 +137,16 @@ class EvictConfig:
     overlap: layers that neighbouring rungs of method "lacache" share.
     seed: of method "random".
     stages: where evictions run (docs/architecture.md); "auto" goes where the cache lives.
+    archive: where the rows that are evicted are kept, so that cells can be recalled: nowhere, in memory ("ram"), or in
+        a file, in the temporary folder ("file") or at a path; it goes when the engine is closed.
+    archive_type: how it keeps them; "auto": as the cache does, bit for bit. "q4_0" needs a quantized cache.
     unverified: evict a model family whose attention was not checked against the reference.
     """
 
     budget: int | str = DEFAULT_BUDGET
     reserve: int | None = None
     method: Method = "restkv"
-    prefill: Prefill = "stream"
+    prefill: Prefill | None = None
     window: int = 32
     alpha: float | None = 0.3
     kernel: int | None = None
@@ -153,11 +168,14 @@ class EvictConfig:
     overlap: int = 0
     seed: int = 0
     stages: Stages = "auto"
+    archive: str | os.PathLike[str] = "none"
+    archive_type: ArchiveType = "auto"
     unverified: bool = False
 
     def __post_init__(self) -> None:
         one_of("method", self.method, METHODS)
-        one_of("prefill", self.prefill, PREFILLS)
+        if self.prefill is not None:
+            one_of("prefill", self.prefill, PREFILLS)
         if self.pooling is not None:
             one_of("pooling", self.pooling, POOLINGS)
         one_of("metric_mode", self.metric_mode, METRIC_MODES)
@@ -199,15 +217,46 @@ class EvictConfig:
             raise ConfigError(f"budget must be a number of cells or a size such as '512MB'; got {self.budget!r}")
         if self.reserve is not None:
             in_range("reserve", self.reserve, 1, CELLS_MAX)
+        self._check_archive()
         if isinstance(self.budget, int):
             in_range("budget", self.budget, self.budget_min, CELLS_MAX)
         else:
             parse_size(self.budget)
 
+    def _check_archive(self) -> None:
+        one_of("archive_type", self.archive_type, ARCHIVE_TYPES)
+        if archive_place(self.archive) == "none":
+            if self.prefill == "recall":
+                raise ConfigError("prefill 'recall' reads with an archive: set archive to 'ram' or 'file' too")
+            return
+        if self.method == "full":
+            raise ConfigError("method 'full' keeps every cell: there is nothing to archive; use archive 'none'")
+        if self.traits.votes:
+            raise ConfigError(
+                f"method '{self.method}' counts votes, which a recalled cell would lack; use archive 'none'"
+            )
+        if self.traits.window == "rest":
+            raise ConfigError(
+                f"method '{self.method}' keeps its own cells whatever is asked, so nothing can be recalled; "
+                f"use archive 'none'"
+            )
+        if self.allocation != "uniform":
+            raise ConfigError("an archive needs one budget for all heads and layers: use allocation 'uniform'")
+        if self.prefill == "exact":
+            raise ConfigError("prefill 'exact' has cells for the whole context: use prefill 'recall' with an archive")
+
     @property
     def budget_min(self) -> int:
         """Smallest budget in cells that these settings allow."""
-        return max(self.window, self.sinks if self.traits.sinks else 0) + 2
+        least = max(self.window, self.sinks if self.traits.sinks else 0) + 2
+        if archive_place(self.archive) == "none":
+            return least
+        return max(least, self.window + RECALL_SINKS + 1)
+
+    @property
+    def prefill_used(self) -> Prefill:
+        """How a long prompt is read: as set, else with the archive when there is one."""
+        return self.prefill or ("stream" if archive_place(self.archive) == "none" else "recall")
 
     @property
     def traits(self) -> Traits:
@@ -242,10 +291,12 @@ class EvictConfig:
         return 1 if self.traits.window == "newest" else self.window
 
     def ring_rows(self, budget: int, capacity: int) -> int:
-        """Queries remembered per layer: those of the window, or those that have not voted yet."""
+        """Queries remembered per layer: those of the window, those that have not voted yet, or those of a question."""
+        window = self.window_cells(budget)
+        if archive_place(self.archive) != "none":
+            return max(window, GUIDE_MAX)
         if self.traits.queries == "none":
             return 0
-        window = self.window_cells(budget)
         return max(window, min(capacity - budget, VOTERS_MAX)) if self.traits.votes else window
 
     def with_(self, **changes: Any) -> EvictConfig:
@@ -261,6 +312,20 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is not in a fixed list."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def archive_place(archive: object) -> Place:
+    """Whether an archive lies nowhere, in memory, or in a file, which may have a path. Raises ConfigError.
+
+    A word without a folder and without a dot is no path but a mistake.
+    """
+    if archive in PLACES:
+        return cast(Place, archive)
+    if isinstance(archive, (str, os.PathLike)):
+        text = os.fsdecode(archive)
+        if isinstance(archive, os.PathLike) or os.path.dirname(text) or "." in text:
+            return "file"
+    raise ConfigError(f"archive must be {', '.join(PLACES)} or the path of a file (as ./NAME); got {archive!r}")
 
 
 def whole_in_range(name: str, value: object, low: int, high: int) -> None:

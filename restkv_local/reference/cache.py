@@ -10,15 +10,15 @@ from .rounding import CacheType
 class LayerCache:
     """Cells of one layer and the ring of its last queries.
 
-    n_head, n_head_kv, head_dim: of the layer. ring: queries remembered (rows of the window). type_k, type_v: how rows
-    are stored. Attributes: pos [kv_heads, N] int64, k and v [kv_heads, N, d] float32 as they read back,
-    votes [kv_heads, N] float64, the attention of every query so far, summed (only `vote` adds to it). Heads may hold
-    different numbers of cells, the last of N: before them pos is -1.
+    n_head, n_head_kv, head_dim: of the layer. ring: queries remembered (rows of the window, or of a guide).
+    type_k, type_v: how rows are stored. Attributes: pos [kv_heads, N] int64, k and v [kv_heads, N, d] float32 as they
+    read back, votes [kv_heads, N] float64, the attention of every query so far, summed (only `vote` adds to it). Heads
+    may hold different numbers of cells, the last of N: before them pos is -1.
     """
 
     def __init__(self, n_head: int, n_head_kv: int, head_dim: int, ring: int, type_k: str, type_v: str) -> None:
-        self._type_k = CacheType(type_k, head_dim, is_key=True)
-        self._type_v = CacheType(type_v, head_dim, is_key=False)
+        self.type_k = CacheType(type_k, head_dim, is_key=True)
+        self.type_v = CacheType(type_v, head_dim, is_key=False)
         self._n_head = n_head
         self.pos = torch.zeros(n_head_kv, 0, dtype=torch.int64)
         self.k = torch.zeros(n_head_kv, 0, head_dim)
@@ -41,8 +41,8 @@ class LayerCache:
     def append(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pos: torch.Tensor) -> None:
         """Add a chunk: q [heads, n, d], k and v [kv_heads, n, d] after RoPE, pos [n]."""
         self.pos = torch.cat([self.pos, pos.expand(self.pos.shape[0], -1)], dim=1)
-        self.k = torch.cat([self.k, self._type_k.store(k)], dim=1)
-        self.v = torch.cat([self.v, self._type_v.store(v)], dim=1)
+        self.k = torch.cat([self.k, self.type_k.store(k)], dim=1)
+        self.v = torch.cat([self.v, self.type_v.store(v)], dim=1)
         self.votes = torch.cat([self.votes, self.votes.new_zeros(len(self.votes), len(pos))], dim=1)
         # A slot of the ring belongs to position % ring: rows of a dropped guide have overwritten older ones for good.
         last = int(pos[-1])
@@ -75,6 +75,11 @@ class LayerCache:
         have -= have % 2 if even and have < rows else 0
         return self._q[:, self._q.shape[1] - have :]
 
+    def last_queries(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last `rows` queries by position, or as many as are remembered: [heads, r, d], and their positions [r]."""
+        first = max(0, int(self._q_pos.shape[0]) - rows)
+        return self._q[:, first:], self._q_pos[first:]
+
     def keep(self, sets: list[torch.Tensor]) -> None:
         """Keep only these cells: [kv_heads] sets of cells of the head, ascending; they may differ in size."""
         most = max(len(cells) for cells in sets)
@@ -86,6 +91,15 @@ class LayerCache:
             pos[h, begin:], k[h, begin:], v[h, begin:] = self.pos[h, cells], self.k[h, cells], self.v[h, cells]
             votes[h, begin:] = self.votes[h, cells]
         self.pos, self.k, self.v, self.votes = pos, k, v, votes
+
+    def swap(self, pos: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_tail: int) -> None:
+        """Put other rows in the place of all cells but the last n_tail: pos [kv_heads, n] ascending, all of them before
+        those of the tail; k and v [kv_heads, n, d] as they read back from cells."""
+        first = self.cells - n_tail
+        self.pos = torch.cat([pos, self.pos[:, first:]], dim=1)
+        self.k, self.v = torch.cat([k, self.k[:, first:]], dim=1), torch.cat([v, self.v[:, first:]], dim=1)
+        # no method that has an archive votes
+        self.votes = self.votes.new_zeros(self.pos.shape)
 
     def truncate(self, position: int) -> None:
         """Drop every cell and query at or after a position; these are the last cells of every KV head."""
@@ -111,7 +125,7 @@ class LayerCache:
         """
         n_head, n, d = q.shape
         group = n_head // self.pos.shape[0]
-        q = self._type_k.round_query(q, self._type_v).reshape(-1, group, n, d)
+        q = self.type_k.round_query(q, self.type_v).reshape(-1, group, n, d)
         z = q @ self.k.unsqueeze(1).transpose(-1, -2) * scale
         if softcap:
             z = softcap * torch.tanh(z / softcap)

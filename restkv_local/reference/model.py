@@ -1,7 +1,8 @@
 """The engine in torch: a GGUF model whose KV cache evicts, to check the native one against.
 
 It does what the native engine does, in float32 and one obvious step after another: chunks are appended at their true
-positions; when the free cells do not hold a chunk, every full-attention layer is evicted once, down to the budget.
+positions; when the free cells do not hold a chunk, every full-attention layer is evicted once, down to the budget. With
+an archive nothing that was evicted is gone: a recall chooses the cells again among all positions.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from ..config import EvictConfig
 from ..errors import ConfigError, EvictionError
 from ..plan.allocation import Shares, share_out
 from ..plan.ladder import plan_ladder
+from .archive import LayerArchive
 from .cache import LayerCache
 from .evict import Place, survivors
 from .forward import Transformer
+from .recall import RecallSettings, recall_score, restored
 
 
 class ReferenceEngine:
@@ -28,7 +31,9 @@ class ReferenceEngine:
     full-attention layer that survive an eviction, window included; None: never evict. capacity: physical cells, None:
     no limit (only `evict` evicts). config: how cells are scored; its own budget is not read. type_k, type_v: how the
     cache stores rows ("f32", "f16", "bf16", "q8_0", "q4_0").
-    Sliding-window layers see their window and are never evicted.
+    archive: whether rows are kept outside the cells, so that `recall`, reading with recall and cuts anywhere work.
+    archive_type: how the archive stores them ("auto", "q8_0", "q4_0"). recall_settings: None: the defaults.
+    Sliding-window layers see their window and are never evicted, archived or recalled.
     Raises ModelError for a file or family it cannot run, ConfigError for a budget that does not fit.
     """
 
@@ -43,6 +48,9 @@ class ReferenceEngine:
         type_v: str = "f16",
         n_ctx: int | None = None,
         round_activations: bool = True,
+        archive: bool = False,
+        archive_type: str = "auto",
+        recall_settings: RecallSettings | None = None,
     ) -> None:
         self.config = EvictConfig() if config is None else config
         if isinstance(path, Transformer):
@@ -63,15 +71,26 @@ class ReferenceEngine:
             raise ConfigError("every layer of this model has a sliding window; there is nothing to evict")
         if self.budget is not None:
             self.shares = share_out(self.config, self.budget, len(self._full), spec.n_head_kv[self._full[0]])
-        window = self.config.window if self.budget is None else self.config.window_cells(self.budget)
+        self._window = self.config.window if self.budget is None else self.config.window_cells(self.budget)
+        self._settings = RecallSettings() if recall_settings is None else recall_settings
+        if archive:
+            self._check_archive()
+        ring = max(self._window, self._settings.n_guide) if archive else self._window
         self._caches = [
-            LayerCache(spec.n_head[il], spec.n_head_kv[il], spec.head_dim, window, type_k, type_v)
+            LayerCache(spec.n_head[il], spec.n_head_kv[il], spec.head_dim, ring, type_k, type_v)
             for il in range(spec.n_layer)
         ]
+        self._archives = {
+            il: LayerArchive(spec.n_head_kv[il], spec.head_dim, cache.type_k, cache.type_v, archive_type)
+            for il, cache in enumerate(self._caches)
+            if archive and not spec.swa[il]
+        }
         self.n_tokens = 0
         self.n_evictions = 0
+        # Position behind the last eviction, 0 while every position is in the cells. The cells before it differ from
+        # head to head; those behind it, the tail, do not, so no guide reaches back over it.
+        self.pos_exact = 0
         self._cursor = 0  # of a ladder
-        self._n_tail = 0  # tokens since the last eviction: heads differ in the others, so no guide reaches back there
 
     @property
     def cells(self) -> int:
@@ -86,29 +105,40 @@ class ReferenceEngine:
         pos = self._caches[layer].pos[head].numpy()
         return pos[pos >= 0].astype(np.int32)
 
-    def decode(self, tokens: Sequence[int]) -> np.ndarray:
+    @property
+    def archived(self) -> int:
+        """Positions in the archive; 0 without one."""
+        return next((archive.n_rows for archive in self._archives.values()), 0)
+
+    def decode(self, tokens: Sequence[int], *, recall: bool = False) -> np.ndarray:
         """Append tokens at the next positions; their logits [n, n_vocab] float32.
 
-        Evicts first when the tokens do not fit the free cells. Raises EvictionError when they do not fit after that.
+        Evicts first when the tokens do not fit the free cells. recall: read them as one chunk with recall: in every
+        full-attention layer, before the chunk attends, its queries choose the layer's cells among all positions before
+        the tail; and an eviction scores nothing, it drops the tail. Raises EvictionError when the tokens do not fit
+        after an eviction, ConfigError for a recall without an archive.
         """
         n = len(tokens)
         if n == 0:
             raise ConfigError("decode needs at least one token")
-        self._make_room(n)
+        if recall:
+            self._need_archive()
+        self._make_room(n, recall)
         spec = self.model.spec
         with torch.inference_mode():
             pos = torch.arange(self.n_tokens, self.n_tokens + n)
             x = self.model.embed(torch.tensor(list(tokens), dtype=torch.int64))
-            for layer, cache in zip(self.model.layers, self._caches, strict=True):
+            for il, (layer, cache) in enumerate(zip(self.model.layers, self._caches, strict=True)):
                 q, k, v = layer.qkv(x, pos)
                 cache.append(q, k, v, pos)
+                if recall and self.pos_exact > 0 and not layer.swa:
+                    self._recall_layer(il, q, pos, self._n_tail + n)
                 if self.config.traits.votes and not layer.swa:
                     cache.vote(q, pos, scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks)
                 heads = cache.attend(q, pos, scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks,
                                      n_swa=spec.n_swa if layer.swa else 0)  # fmt: skip
                 x = layer.finish(x, heads)
             self.n_tokens += n
-            self._n_tail += n
             logits: np.ndarray = self.model.logits(x).numpy()
         return logits
 
@@ -120,12 +150,11 @@ class ReferenceEngine:
         """
         if self.budget is None:
             raise ConfigError("this engine never evicts; give it a budget")
-        most = max(0, min(self.n_tokens - 1, self._n_tail))
-        if not 0 <= n_guide <= most:
-            raise ConfigError(f"n_guide must be from 0 to {most}, the tokens since the last eviction; got {n_guide}")
-        evicts = self._n_tail - n_guide > (self._first if self.n_evictions == 0 else 0)
+        self._check_guide(n_guide)
+        evicts = self._n_tail - n_guide > self._settled
         with torch.inference_mode():
             if evicts:
+                self._archive_tail(n_guide)
                 n_doc = self.cells - n_guide
                 for il in self._full:
                     self._evict_layer(il, n_guide)
@@ -134,32 +163,150 @@ class ReferenceEngine:
                     ladder = plan_ladder(len(self._full), self.budget, c.window, c.sinks, c.span, c.overlap)
                     self._cursor = ladder.compact(0, n_doc, self._cursor)[1]
                 self.n_evictions += 1
-                self._n_tail = n_guide
-            self.n_tokens -= n_guide
-            self._n_tail -= n_guide
-            if n_guide:
-                for cache in self._caches:
-                    cache.truncate(self.n_tokens)
+                self.pos_exact = self.n_tokens - n_guide
+            self._drop(n_guide)
         return evicts
 
-    def _make_room(self, n: int) -> None:
-        if self.capacity is None or n <= self._free:
+    def recall(self, n_guide: int = 0) -> bool:
+        """Choose the cells of every full-attention layer again, among all that was read; False when all of it is there.
+
+        n_guide: the last tokens are a guide (a question): their queries choose, then they are dropped as `evict` drops
+        them, also when nothing is chosen. 0: the last queries of the window choose. Afterwards the next tokens find the
+        whole reserve free. Raises ConfigError without an archive, EvictionError when no query is remembered.
+        """
+        self._need_archive()
+        self._check_guide(n_guide)
+        recalls = self.pos_exact > 0
+        queries = [self._caches[il].last_queries(n_guide or self._window) for il in self._full]
+        if recalls and len(queries[0][1]) == 0:
+            raise EvictionError("no query is remembered that could choose; decode a token before a recall")
+        with torch.inference_mode():
+            if recalls:
+                self._archive_tail(n_guide)
+                for il, (q, q_pos) in zip(self._full, queries, strict=True):
+                    self._recall_layer(il, q, q_pos, n_guide)
+                self.pos_exact = self.n_tokens - n_guide
+            self._drop(n_guide)
+        return recalls
+
+    def cut(self, position: int) -> None:
+        """Forget every token at or after a position, which is that of the next token then.
+
+        A cut before the last eviction needs an archive: the cells then hold all positions before the cut where the
+        budget holds them, else what `restored` says. Raises ConfigError for a position that was not read, EvictionError
+        without an archive.
+        """
+        if not 0 <= position <= self.n_tokens:
+            raise ConfigError(f"position must be from 0 to {self.n_tokens}, the tokens read; got {position}")
+        inside = position < self.pos_exact
+        if inside and not self._archives:
+            raise EvictionError(f"cells up to position {self.pos_exact} have been evicted: read the text again")
+        with torch.inference_mode():
+            if inside:
+                for il in self._full:
+                    self._restore_layer(il, position)
+            self._drop(self.n_tokens - position)
+        if inside:
+            self.pos_exact = position if position > (self.budget or 0) else 0
+
+    def _check_archive(self) -> None:
+        """Refuse settings that go with no archive."""
+        if self.budget is None:
+            raise ConfigError("an archive keeps what is evicted, and this engine never evicts; give it a budget")
+        if self.config.traits.votes or self.config.allocation != "uniform":
+            raise ConfigError(
+                "an archive needs allocation 'uniform' and a method whose queries do not vote; got allocation "
+                f"'{self.config.allocation}' and method '{self.config.method}'"
+            )
+        self._settings.check(self.budget, self._window)
+
+    def _need_archive(self) -> None:
+        if not self._archives:
+            raise ConfigError("a recall needs an archive; make the engine with archive=True")
+
+    def _check_guide(self, n_guide: int) -> None:
+        most = max(0, min(self.n_tokens - 1, self._n_tail))
+        if not 0 <= n_guide <= most:
+            raise ConfigError(f"n_guide must be from 0 to {most}, the tokens since the last eviction; got {n_guide}")
+
+    def _drop(self, n: int) -> None:
+        """Forget the last n tokens."""
+        self.n_tokens -= n
+        if n:
+            for cache in self._caches:
+                cache.truncate(self.n_tokens)
+            for archive in self._archives.values():
+                archive.truncate(self.n_tokens)
+
+    def _make_room(self, n: int, recall: bool) -> None:
+        if self.capacity is None:
             return
-        if self.budget is not None:
+        if recall and n > (most := self.capacity - (self.budget or 0)):
+            raise EvictionError(f"a chunk of {n} tokens is larger than the reserve of {most}; read smaller chunks")
+        if n <= self._free:
+            return
+        if recall:
+            self._drop_tail()
+        elif self.budget is not None:
             self.evict()
         if n > self._free:
             raise EvictionError(f"{n} tokens do not fit {self._free} free cells; decode smaller chunks")
 
+    def _drop_tail(self) -> None:
+        """An eviction while reading with recall: the first cells stay, up to the budget, and nothing is scored."""
+        if self._n_tail <= self._settled:
+            return
+        assert self.budget is not None
+        self._archive_tail(0)
+        for il in self._full:
+            cache = self._caches[il]
+            cache.keep([torch.arange(self.budget)] * len(cache.pos))
+        self.n_evictions += 1
+        self.pos_exact = self.n_tokens
+
+    def _archive_tail(self, n_guide: int) -> None:
+        """Archive what the tail holds of the text and the archive does not."""
+        for il, archive in self._archives.items():
+            cache = self._caches[il]
+            end = cache.cells - n_guide
+            rows = slice(end - (self.n_tokens - n_guide - archive.n_rows), end)
+            archive.append(cache.k[:, rows], cache.v[:, rows])
+
+    def _recall_layer(self, il: int, q: torch.Tensor, q_pos: torch.Tensor, n_own: int) -> None:
+        """Let queries q [heads, n, d] at the positions q_pos [n] choose the layer's cells; the last n_own stay."""
+        spec, cache, archive = self.model.spec, self._caches[il], self._archives[il]
+        assert self.budget is not None
+        pos = recall_score(
+            q, q_pos, archive.k, cache.k[:, cache.cells - n_own :], settings=self._settings, budget=self.budget,
+            window=self._window, attn_scale=spec.attn_scale, softcap=spec.attn_softcap,
+            sinks=self.model.layers[il].sinks,
+        )[1]  # fmt: skip
+        cache.swap(pos, *archive.rows(pos), n_own)
+
+    def _restore_layer(self, il: int, position: int) -> None:
+        """The cells of a layer after a cut before the last eviction; all their rows come from the archive."""
+        assert self.budget is not None
+        pos = torch.tensor([
+            restored(self.kept(il, head).tolist(), position, self.budget, self._window, self._settings.sinks)
+            for head in range(self.model.spec.n_head_kv[il])
+        ], dtype=torch.int64)  # fmt: skip
+        self._caches[il].swap(pos, *self._archives[il].rows(pos), 0)
+
     @property
-    def _first(self) -> int:
-        """Cells that a new text may fill, reserve not counted."""
-        return 0 if self.shares is None else self.shares.first
+    def _n_tail(self) -> int:
+        """Tokens since the last eviction."""
+        return self.n_tokens - self.pos_exact
+
+    @property
+    def _settled(self) -> int:
+        """Tokens of the tail that no eviction touches: those with which a new text fills the budget."""
+        return self.shares.first if self.shares is not None and self.pos_exact == 0 else 0
 
     @property
     def _free(self) -> int:
         """Cells free until the next eviction; with a capacity only."""
         reserve = (self.capacity or 0) - (self.budget or 0)
-        return reserve - self._n_tail + (self._first if self.n_evictions == 0 else 0)
+        return reserve - self._n_tail + self._settled
 
     def _evict_layer(self, il: int, n_guide: int) -> None:
         spec, layer, cache = self.model.spec, self.model.layers[il], self._caches[il]

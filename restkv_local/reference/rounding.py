@@ -72,18 +72,18 @@ class CacheType:
 
     name: one of CACHE_TYPES. head_dim: values per row. is_key: K and V rotate in blocks of different size.
     A quantized type rotates the row first (when head_dim is a multiple of 64): K by the largest power of two that
-    divides head_dim, V in blocks of 64.
+    divides head_dim, V in blocks of 64. n_rot: another size of those blocks, 0 for none; None: these.
     """
 
-    def __init__(self, name: str, head_dim: int, *, is_key: bool) -> None:
+    def __init__(self, name: str, head_dim: int, *, is_key: bool, n_rot: int | None = None) -> None:
         if name not in CACHE_TYPES:
             raise ConfigError(f"kv_type must be one of {', '.join(CACHE_TYPES)}; got '{name}'")
         self.name = name
         self.quantized = name in ("q8_0", "q4_0")
         if self.quantized and head_dim % _BLOCK:
             raise ConfigError(f"kv_type {name} needs a head size that is a multiple of {_BLOCK}; it is {head_dim}")
-        self.n_rot = 0
-        if self.quantized and head_dim % 64 == 0:
+        self.n_rot = n_rot or 0
+        if n_rot is None and self.quantized and head_dim % 64 == 0:
             self.n_rot = head_dim & -head_dim if is_key else 64
 
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
@@ -94,7 +94,7 @@ class CacheType:
 
     def store(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., head_dim] float32 as it reads back from the cache, in the model's own basis."""
-        if self.name == "f32":
+        if self.name == "f32" or x.numel() == 0:  # gguf cannot quantize nothing
             return x
         if not self.quantized:
             return round_activation(x, self.name)
