@@ -20,7 +20,7 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 8
+#define RESTKV_ABI_VERSION 9
 
 #define RESTKV_NAME_MAX   32
 #define RESTKV_REASON_MAX 192
@@ -42,6 +42,7 @@ typedef enum restkv_status {
     RESTKV_NO_MEMORY   = 5,  // of the host or of a device, or the device failed
     RESTKV_GONE        = 6,  // what this needs is no longer in the cache: read the text again
     RESTKV_STATE       = 7,  // a saved state is damaged, or of another cache
+    RESTKV_ARCHIVE     = 8,  // rows could not be written to the archive, or those in it are damaged
 } restkv_status;
 
 typedef enum restkv_pooling {
@@ -182,10 +183,71 @@ typedef struct restkv_share_params {
 // After restkv_arm(), in the same thread.
 RESTKV_API restkv_status restkv_arm_shares(const restkv_share_params * shares);
 
+typedef enum restkv_place {
+    RESTKV_PLACE_NONE = 0,  // rows that are evicted are gone
+    RESTKV_PLACE_RAM  = 1,
+    RESTKV_PLACE_FILE = 2,
+} restkv_place;
+
+// The archive of the armed cache: every row of K and V that an evicting layer has held, by position, outside the cells.
+typedef struct restkv_archive_params {
+    int32_t      place;    // restkv_place
+    int32_t      type_k;   // ggml types of its rows: -1 the cache's, Q8_0, or Q4_0 where the cache is quantized too
+    int32_t      type_v;
+    uint32_t     n_ctx;    // most positions; the archive never grows beyond them
+    const char * path;     // RESTKV_PLACE_FILE: its file, which is made anew
+    uint32_t     n_rows;   // of a recall: queries that speak, per query head
+    uint32_t     kernel;   // of a recall: positions that are averaged, odd
+    uint32_t     sinks;    // of a recall: first positions that are always chosen
+    uint32_t     n_guide;  // most tokens of a guide whose queries are remembered
+} restkv_archive_params;
+
+// After restkv_arm(), in the same thread. With an archive
+// - a row is written to it before it can be dropped: evictions, also those of llama_decode, fail with RESTKV_ARCHIVE, and
+//   nothing has changed, where that is not possible;
+// - llama_memory_seq_rm cuts at any position, as far as sliding-window and recurrent layers can: the cells then hold what
+//   they held before the cut, and the last positions before it.
+RESTKV_API restkv_status restkv_arm_archive(const restkv_archive_params * archive);
+
 // Evict now, down to the budget. The last n_guide positions are a guide: the last `window` queries score, which are the
 // guide's (and, when it is shorter, those before it); then its cells are dropped and the position counter goes back.
 // After RESTKV_NO_MEMORY the cache may be empty: the message says so.
 RESTKV_API restkv_status restkv_evict(struct llama_context * ctx, uint32_t n_guide);
+
+// Choose the cells of every evicting layer again, among all that was read, by the queries of the last n_guide positions;
+// then drop these (0: the last `window` queries choose, and nothing is dropped). A position's score is its attention, the
+// maximum over the queries and the mean over the heads of a group, averaged over `kernel` positions; the first `sinks` and
+// the last `window` positions are always chosen. RESTKV_NOTHING when everything that was read is in the cells: then only
+// the guide is dropped. After RESTKV_ARCHIVE the cache holds what it held, or what of that fits the budget.
+RESTKV_API restkv_status restkv_recall(struct llama_context * ctx, uint32_t n_guide);
+
+// on: from now on every ubatch that llama_decode runs recalls for itself. In every evicting layer, after its rows are
+// stored and before it attends, the cells are chosen again by its own queries of that layer; when no cell is free, the
+// rows since the last eviction are dropped without being scored (they are in the archive). Returns the first failure of a
+// recall since the last call, which has left the cells of its layer and of those behind it as they were: cut what was
+// read since.
+RESTKV_API restkv_status restkv_set_reading(struct llama_context * ctx, bool on);
+
+// What the archive holds, and what was recalled since the context was made.
+typedef struct restkv_archive_stats {
+    int32_t  place;  // restkv_place
+    int32_t  type_k;
+    int32_t  type_v;
+    uint32_t n_rows;      // positions that are archived
+    uint64_t bytes;       // that it can grow to
+    uint64_t bytes_host;  // of them and of its buffers, in memory now
+    uint64_t bytes_written;
+    uint64_t bytes_read;
+    uint64_t us_write;
+    uint64_t n_recalls;  // of a question or of a ubatch, all layers counted as one
+    uint64_t n_chosen;   // cells, summed over layers and KV heads
+    uint64_t n_copied;   // of them, those that came from the archive
+    uint64_t us_score;   // wall time of all layers
+    uint64_t us_copy;
+} restkv_archive_stats;
+
+// RESTKV_NOTHING: this cache has no archive.
+RESTKV_API restkv_status restkv_get_archive(struct llama_context * ctx, restkv_archive_stats * out);
 
 typedef struct restkv_stats {
     uint32_t capacity;
@@ -302,6 +364,33 @@ typedef struct restkv_score_out {
 } restkv_score_out;
 
 RESTKV_API restkv_status restkv_score(const restkv_score_args * args, restkv_score_out * out);
+
+// One recall of one layer on arrays.
+typedef struct restkv_recall_args {
+    uint32_t        n_head;
+    uint32_t        n_head_kv;
+    uint32_t        n_embd_head;
+    uint32_t        n_queries;  // of the guide or the ubatch, at the positions row_pos
+    uint32_t        n_archive;  // N: positions 0 .. N-1
+    uint32_t        n_own;      // rows behind them, at the positions N .. N + n_own - 1
+    uint32_t        n_rows;     // as in restkv_archive_params
+    uint32_t        kernel;
+    uint32_t        sinks;
+    uint32_t        window;
+    uint32_t        budget;
+    uint32_t        n_threads;
+    int32_t         type_k;      // ggml type of k and k_own: F32, F16, BF16, Q8_0 or Q4_0
+    float           attn_scale;  // 0: 1 / sqrt(n_embd_head)
+    float           softcap;     // of the logits; 0: none
+    const float *   q;           // [n_head, n_queries, n_embd_head]
+    const int32_t * row_pos;     // [n_queries] ascending: a query sees the rows up to its own position
+    const void *    k;           // [N, n_head_kv, n_embd_head], as the archive keeps them
+    const void *    k_own;       // [n_own, n_head_kv, n_embd_head]
+    const float *   attn_sinks;  // [n_head] logits of attention sinks, or NULL
+} restkv_recall_args;
+
+// scores: [n_head_kv, N] after the average over `kernel` positions. chosen: [n_head_kv, min(budget, N)], ascending.
+RESTKV_API restkv_status restkv_recall_score(const restkv_recall_args * args, float * scores, int32_t * chosen);
 
 // The same by graphs of ggml. device: as ggml names it ("CPU", "CUDA0"). tile_floats: largest intermediate tensor; 0: the
 // default. RESTKV_UNSUPPORTED when these settings have no graph or the device lacks an op.

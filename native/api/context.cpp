@@ -4,6 +4,7 @@
 
 #include "api/params.h"
 #include "cache/hooks.h"
+#include "cache/recaller.h"
 
 #include "llama-arch.h"
 #include "llama-context.h"
@@ -95,7 +96,7 @@ restkv_status restkv_arm(const restkv_params * params, const char * path_model, 
             return restkv_fail(RESTKV_INVALID, "the model's file is needed for its output projections");
         }
         restkv_pending.reset(
-            new restkv_settings{ *params, path_model ? path_model : "", path_cache ? path_cache : "", {} });
+            new restkv_settings{ *params, path_model ? path_model : "", path_cache ? path_cache : "", {}, {} });
         return RESTKV_OK;
     });
 }
@@ -149,6 +150,35 @@ restkv_status restkv_arm_shares(const restkv_share_params * shares) {
     });
 }
 
+restkv_status restkv_arm_archive(const restkv_archive_params * archive) {
+    return restkv_call(RESTKV_INVALID, [&] {
+        if (!restkv_pending || !archive) {
+            return restkv_fail(RESTKV_INVALID, "restkv_arm_archive: nothing is armed, or no archive");
+        }
+        const restkv_archive_params & a = *archive;
+        const restkv_params &         p = restkv_pending->params;
+        if (a.place < RESTKV_PLACE_NONE || a.place > RESTKV_PLACE_FILE || (a.place == RESTKV_PLACE_FILE && !a.path)) {
+            return restkv_fail(RESTKV_INVALID, "an archive lies in memory or in a file, which needs a path");
+        }
+        for (const int32_t type : { a.type_k, a.type_v }) {
+            if (type >= 0 && type != GGML_TYPE_Q8_0 && type != GGML_TYPE_Q4_0) {
+                return restkv_fail(RESTKV_INVALID, "the rows of an archive are of the cache's type, q8_0 or q4_0");
+            }
+        }
+        if (a.place != RESTKV_PLACE_NONE && (a.n_ctx == 0 || a.n_rows == 0 || a.kernel % 2 == 0)) {
+            return restkv_fail(RESTKV_INVALID, "an archive needs positions, queries that speak, and an odd kernel");
+        }
+        if (a.place != RESTKV_PLACE_NONE && (uint64_t) a.sinks + p.window >= p.budget) {
+            return restkv_fail(RESTKV_INVALID, "with an archive the budget (" + std::to_string(p.budget) +
+                                                   ") must be above the " + std::to_string(a.sinks) +
+                                                   " first positions and the window (" + std::to_string(p.window) +
+                                                   ")");
+        }
+        restkv_pending->archive = { a, a.path ? a.path : "" };
+        return RESTKV_OK;
+    });
+}
+
 void restkv_disarm(void) {
     restkv_pending.reset();
 }
@@ -165,6 +195,38 @@ static restkv_cache & cache_of(llama_context * ctx) {
 
 restkv_status restkv_evict(llama_context * ctx, uint32_t n_guide) {
     return restkv_call(RESTKV_NO_MEMORY, [&] { return cache_of(ctx).evict(ctx, n_guide); });
+}
+
+restkv_status restkv_recall(llama_context * ctx, uint32_t n_guide) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] { return cache_of(ctx).recall(ctx, n_guide); });
+}
+
+static restkv_recaller & recaller_of(llama_context * ctx) {
+    restkv_recaller * recaller = cache_of(ctx).recaller();
+    if (!recaller) {
+        throw restkv_error(RESTKV_NOTHING, "this cache has no archive");
+    }
+    return *recaller;
+}
+
+restkv_status restkv_set_reading(llama_context * ctx, bool on) {
+    return restkv_call(RESTKV_INVALID, [&] {
+        restkv_recaller & recaller = recaller_of(ctx);
+        ctx->synchronize();
+        recaller.reading = on;
+        return recaller.take_failure();
+    });
+}
+
+restkv_status restkv_get_archive(llama_context * ctx, restkv_archive_stats * out) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] {
+        const restkv_recaller & recaller = recaller_of(ctx);
+        if (!out) {
+            return restkv_fail(RESTKV_INVALID, "restkv_get_archive: nowhere to write");
+        }
+        *out = recaller.stats();
+        return RESTKV_OK;
+    });
 }
 
 restkv_status restkv_get_stats(llama_context * ctx, restkv_stats * out) {

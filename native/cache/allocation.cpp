@@ -2,6 +2,7 @@
 
 #include "api/status.h"
 #include "cache/hooks.h"
+#include "cache/recaller.h"
 #include "cache/ring.h"
 
 #include "llama-graph.h"
@@ -50,6 +51,8 @@ restkv_core::restkv_core(restkv_settings armed, const llama_hparams & hparams) :
     seq.capacity = params.capacity;
 }
 
+restkv_core::~restkv_core() = default;
+
 void restkv_core::check_shares(const llama_model & model) const {
     size_t n = 0;
     for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
@@ -58,6 +61,10 @@ void restkv_core::check_shares(const llama_model & model) const {
             throw restkv_error(RESTKV_INVALID, "this cache cannot evict: the attention sinks of this model do not go "
                                                "with budgets per head: use another allocation");
         }
+    }
+    if (settings.archive.params.place != RESTKV_PLACE_NONE && (is_shared() || method.accumulates)) {
+        throw restkv_error(RESTKV_INVALID, "this cache cannot have an archive: it needs one budget for all heads and "
+                                           "layers, and a method whose queries do not vote");
     }
     if (settings.shares.kind == RESTKV_ALLOCATION_PYRAMID && n != settings.shares.budgets.size()) {
         throw restkv_error(RESTKV_INVALID, "this cache cannot evict: a pyramid of " +
@@ -107,6 +114,9 @@ restkv_layer * restkv_core::find_layer(int il) {
 
 void restkv_core::clear() {
     seq.clear();
+    if (recaller) {
+        recaller->forget_all();
+    }
     show_cells();
 }
 
@@ -233,6 +243,9 @@ ggml_tensor * restkv_cache::attend(const llm_graph_context & graph, const llama_
     const restkv_cache * cache = graph.cparams.training ? nullptr : of(context);
     if (cache) {
         restkv_capture(graph, *cache->core, q, kq_b, sinks, kq_scale, il);
+        if (cache->core->recaller) {
+            cache->core->recaller->add_to(graph, q, il);
+        }
     }
     if (!cache || !cache->core->is_shared()) {
         return graph.build_attn_mha(q, k, v, kq_b, kq_mask, sinks, v_mla, 0, kq_scale, il);

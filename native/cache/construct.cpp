@@ -2,6 +2,7 @@
 
 #include "api/params.h"
 #include "cache/hooks.h"
+#include "cache/recaller.h"
 #include "cache/ring.h"
 #include "stages/parallel.h"
 #include "stages/wo.h"
@@ -107,9 +108,14 @@ restkv_cache::restkv_cache(std::unique_ptr<restkv_core> made, const llama_model 
     if (!reason.empty()) {
         throw std::runtime_error(reason);
     }
-    core->seq.ring_pos.assign(restkv_ring_rows(core->params), -1);
-    if (method.uses_queries) {
+    const restkv_archive_params & archive     = core->settings.archive.params;
+    const bool                    has_archive = archive.place != RESTKV_PLACE_NONE;
+    core->seq.ring_pos.assign(std::max(restkv_ring_rows(core->params), has_archive ? archive.n_guide : 0), -1);
+    if (method.uses_queries || has_archive) {
         restkv_init_ring(*core);
+    }
+    if (has_archive) {
+        core->recaller = std::make_unique<restkv_recaller>(*core);
     }
     if (method.uses_wo && core->params.use_wo) {
         init_wo();

@@ -14,14 +14,19 @@
 
 #include <deque>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
+class restkv_recaller;
+
+struct llama_context;
 struct llama_hparams;
 struct llama_model;
 
 struct restkv_core {
     restkv_core(restkv_settings armed, const llama_hparams & hparams);
+    ~restkv_core();
 
     const restkv_settings settings;
     const restkv_params & params;
@@ -37,9 +42,12 @@ struct restkv_core {
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;  // rings and masks
 
-    uint64_t                 epoch     = 0;      // changes with what is hidden: graphs are built anew
-    bool                     masks_due = false;  // the layers' masks are not what the tables say
-    std::vector<ggml_fp16_t> mask;               // of one layer
+    uint64_t                 epoch     = 0;           // changes with what is hidden: graphs are built anew
+    bool                     masks_due = false;       // the layers' masks are not what the tables say
+    std::vector<ggml_fp16_t> mask;                    // of one layer
+
+    std::unique_ptr<restkv_recaller> recaller;        // of a cache with an archive, or null
+    llama_context *                  lctx = nullptr;  // that decoded last; its memory this is
 
     size_t                   bytes_scratch = 0;
     std::deque<restkv_event> events;  // at most EVENTS_MAX

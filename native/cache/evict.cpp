@@ -6,6 +6,7 @@
 #include "cache/failure.h"
 #include "cache/fault.h"
 #include "cache/hooks.h"
+#include "cache/recaller.h"
 #include "cache/votes.h"
 
 #include "llama-context.h"
@@ -40,6 +41,7 @@ private:
 }  // namespace
 
 llama_memory_context_ptr restkv_cache::init_update(llama_context * lctx, bool optimize) {
+    core->lctx = lctx;
     if (optimize && core->seq.lost) {
         say_lost();
     } else if (optimize && core->n_end() > core->n_row_max) {
@@ -70,6 +72,79 @@ void restkv_cache::set_cells(llama_pos pos_next) {
     core->show_cells();
 }
 
+// What an eviction or a recall starts from: nothing has changed yet.
+restkv_status restkv_cache::look_at_text(llama_context * lctx, uint32_t n_guide, text_end & out) const {
+    const restkv_sequence & seq    = core->seq;
+    llama_memory_i *        memory = lctx->get_memory();
+    const llama_kv_cells &  cells  = v_cells[0];
+    const uint32_t          tail   = seq.tail_begin();
+    out.n                          = core->n_end();
+    if (n_guide > 0 && n_guide >= core->n_used()) {
+        return restkv_fail(RESTKV_INVALID, "a guide of " + std::to_string(n_guide) + " tokens with " +
+                                               std::to_string(core->n_used()) +
+                                               " cells in use: decode the guide first");
+    }
+    if (n_guide > 0 &&
+        (dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory))) {
+        return restkv_fail(RESTKV_UNSUPPORTED,
+                           "a model with recurrent layers cannot forget a guide: use prefill=stream");
+    }
+    out.n_doc = out.n - n_guide;
+    for (uint32_t i = tail; i < out.n; ++i) {
+        if (cells.is_empty(i) || (i > tail && cells.pos_get(i) != cells.pos_get(i - 1) + 1)) {
+            return restkv_fail(RESTKV_GONE, "positions of the text are missing in the cache: read it again");
+        }
+    }
+    if (out.n_doc < seq.n_table) {
+        return restkv_fail(RESTKV_INVALID, "the guide reaches back before the last eviction");
+    }
+    out.pos_next = core->n_used() > n_guide ? core->pos_of(out.n_doc - 1) + 1 : 0;
+    out.iswa     = n_guide > 0 ? dynamic_cast<llama_kv_cache_iswa *>(memory) : nullptr;
+    if (out.iswa && !can_cut(*out.iswa->get_swa(), 0, out.pos_next, -1)) {
+        return restkv_fail(RESTKV_GONE, "the guide has overwritten cells of the sliding window: use a shorter "
+                                        "guide or a larger n_ubatch, and read the text again");
+    }
+    return RESTKV_OK;
+}
+
+// What is not in the archive yet goes there, before it can be dropped.
+restkv_status restkv_cache::archive_text(uint32_t n_doc) const {
+    if (!core->recaller) {
+        return RESTKV_OK;
+    }
+    try {
+        core->recaller->archive_tail(n_doc);
+    } catch (...) {
+        const restkv_status status = restkv_caught(RESTKV_NO_MEMORY);
+        return restkv_fail(status, std::string(restkv_last_error()) + ": nothing was evicted");
+    }
+    return RESTKV_OK;
+}
+
+// The cells hold other rows now, and the text goes on at pos_next.
+void restkv_cache::settle(const text_end & end) {
+    set_cells(end.pos_next);
+    core->seq.forget_from(end.pos_next);
+    core->seq.pos_exact = end.pos_next;
+    if (end.iswa) {
+        end.iswa->get_swa()->seq_rm(0, end.pos_next, -1);
+    }
+}
+
+void restkv_cache::log(restkv_event & event, const text_end & end, uint32_t n_guide, int64_t t_start) {
+    restkv_sequence & seq = core->seq;
+    event.id              = seq.n_evictions++;
+    event.pos_next        = end.pos_next;
+    event.n_guide         = n_guide;
+    event.us_total        = ggml_time_us() - t_start;
+    seq.n_evicted += event.n_cells - event.n_kept;
+    restkv_step("log");
+    core->events.push_back(event);
+    if (core->events.size() > restkv_core::EVENTS_MAX) {
+        core->events.pop_front();
+    }
+}
+
 restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
     restkv_sequence & seq = core->seq;
     if (seq.lost) {
@@ -78,35 +153,11 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
     llama_memory_i * memory = lctx->get_memory();
     restkv_plan      plan;
     try {
-        const llama_kv_cells & cells = v_cells[0];
-        const uint32_t         n     = core->n_end();
-        const uint32_t         tail  = seq.tail_begin();
+        text_end       end;
+        const uint32_t tail = seq.tail_begin();
         restkv_clear_error();
-
-        if (n_guide > 0 && n_guide >= core->n_used()) {
-            return restkv_fail(RESTKV_INVALID, "a guide of " + std::to_string(n_guide) + " tokens with " +
-                                                   std::to_string(core->n_used()) +
-                                                   " cells in use: decode the guide first");
-        }
-        if (n_guide > 0 &&
-            (dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory))) {
-            return restkv_fail(RESTKV_UNSUPPORTED,
-                               "a model with recurrent layers cannot forget a guide: use prefill=stream");
-        }
-        const uint32_t n_doc = n - n_guide;
-        for (uint32_t i = tail; i < n; ++i) {
-            if (cells.is_empty(i) || (i > tail && cells.pos_get(i) != cells.pos_get(i - 1) + 1)) {
-                return restkv_fail(RESTKV_GONE, "positions of the text are missing in the cache: read it again");
-            }
-        }
-        if (n_doc < seq.n_table) {
-            return restkv_fail(RESTKV_INVALID, "the guide reaches back before the last eviction");
-        }
-        const llama_pos pos_next = core->n_used() > n_guide ? core->pos_of(n_doc - 1) + 1 : 0;
-        const auto      iswa     = n_guide > 0 ? dynamic_cast<llama_kv_cache_iswa *>(memory) : nullptr;
-        if (iswa && !can_cut(*iswa->get_swa(), 0, pos_next, -1)) {
-            return restkv_fail(RESTKV_GONE, "the guide has overwritten cells of the sliding window: use a shorter "
-                                            "guide or a larger n_ubatch, and read the text again");
+        if (const restkv_status status = look_at_text(lctx, n_guide, end)) {
+            return status;
         }
         lctx->synchronize();
         core->write_masks();
@@ -114,11 +165,26 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         if (seq.votes_lost[0]) {
             return lose(*memory, seq.votes_lost, "while the votes of the queries were counted");
         }
-        if (n_doc <= core->n_row_max) {
+        if (end.n_doc <= core->n_row_max) {
             if (n_guide > 0) {
-                memory->seq_rm(0, pos_next, -1);
+                memory->seq_rm(0, end.pos_next, -1);
             }
             return RESTKV_NOTHING;
+        }
+        if (const restkv_status status = archive_text(end.n_doc)) {
+            return status;
+        }
+        const int64_t t_start = ggml_time_us() - seq.us_votes;
+        restkv_event  event   = {};
+        if (core->recaller && core->recaller->reading && n_guide == 0) {
+            core->recaller->drop_tail();
+            plan.moved    = true;
+            event.n_cells = end.n;
+            event.n_kept  = core->n_row_max;
+            event.n_layer = (uint32_t) core->layers.size();
+            settle(end);
+            log(event, end, 0, t_start);
+            return RESTKV_OK;
         }
 
         const restkv_method & method = core->method;
@@ -130,7 +196,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
             }
         }
         if (!method.accumulates) {
-            plan.window = seq.rows(core->pos_of(n - 1) + 1, core->params.window, method.pools);
+            plan.window = seq.rows(core->pos_of(end.n - 1) + 1, core->params.window, method.pools);
         }
         if (method.uses_queries && !method.accumulates && plan.window.pos.empty()) {
             return restkv_fail(RESTKV_GONE, "no queries of the last positions are stored: decode the next tokens in "
@@ -138,45 +204,73 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         }
 
         core->devices.bind(lctx->get_sched());
-        const int64_t t_start = ggml_time_us() - seq.us_votes;
 
         restkv_step("plan");
-        plan.n_end   = n;
+        plan.n_end   = end.n;
         plan.n_guide = n_guide;
-        for (uint32_t i = tail; i < n; ++i) {
+        for (uint32_t i = tail; i < end.n; ++i) {
             plan.tail_pos.push_back(core->pos_of(i));
         }
 
-        restkv_event event = {};
         restkv_eviction(*core, plan).run(event);
         event.us_attend += seq.us_votes;
         event.n_rows += seq.n_voted;
         seq.us_votes = 0;
         seq.n_voted  = 0;
         if (method.advance) {
-            seq.cursor = method.advance(core->params, (uint32_t) core->layers.size(), n_doc, seq.cursor);
+            seq.cursor = method.advance(core->params, (uint32_t) core->layers.size(), end.n_doc, seq.cursor);
         }
-
-        set_cells(pos_next);
-        seq.forget_from(pos_next);
-        seq.pos_exact = pos_next;
-        if (iswa) {
-            iswa->get_swa()->seq_rm(0, pos_next, -1);
-        }
-
-        event.id       = seq.n_evictions++;
-        event.pos_next = pos_next;
-        event.n_guide  = n_guide;
-        event.us_total = ggml_time_us() - t_start;
-        seq.n_evicted += event.n_cells - event.n_kept;
-        restkv_step("log");
-        core->events.push_back(event);
-        if (core->events.size() > restkv_core::EVENTS_MAX) {
-            core->events.pop_front();
-        }
+        settle(end);
+        log(event, end, n_guide, t_start);
         return RESTKV_OK;
     } catch (...) {
         return give_up(*memory, plan.moved);
+    }
+}
+
+restkv_status restkv_cache::recall(llama_context * lctx, uint32_t n_guide) {
+    restkv_sequence & seq = core->seq;
+    if (seq.lost) {
+        return say_lost();
+    }
+    if (!core->recaller) {
+        return restkv_fail(RESTKV_INVALID, "this cache has no archive: there is nothing to recall from");
+    }
+    llama_memory_i * memory = lctx->get_memory();
+    bool             moved  = false;
+    try {
+        text_end end;
+        restkv_clear_error();
+        if (const restkv_status status = look_at_text(lctx, n_guide, end)) {
+            return status;
+        }
+        lctx->synchronize();
+        if (seq.n_table == 0) {
+            if (n_guide > 0) {
+                memory->seq_rm(0, end.pos_next, -1);
+            }
+            return RESTKV_NOTHING;
+        }
+        if (const restkv_status status = archive_text(end.n_doc)) {
+            return status;
+        }
+        const uint32_t          n_ask  = n_guide > 0 ? n_guide : core->params.window;
+        restkv_sequence::window window = seq.rows(end.pos_next + (llama_pos) n_guide, n_ask, false);
+        if (window.pos.empty()) {
+            return restkv_fail(RESTKV_GONE, "no queries of the last positions are stored: decode at least one token "
+                                            "before a recall");
+        }
+        const std::string why = core->recaller->recall(window, (uint32_t) end.pos_next, end.n_doc, end.n, moved);
+        settle(end);
+        return why.empty() ? RESTKV_OK :
+                             restkv_fail(RESTKV_ARCHIVE, why + ": the cells kept what they held, as far as it fits");
+    } catch (const restkv_error & e) {
+        if (!moved && e.status == RESTKV_ARCHIVE) {
+            return restkv_fail(e.status, std::string(e.what()) + ": the cells are as they were");
+        }
+        return give_up(*memory, moved);
+    } catch (...) {
+        return give_up(*memory, moved);
     }
 }
 

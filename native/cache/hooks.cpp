@@ -1,7 +1,10 @@
 #include "cache/hooks.h"
 
+#include "cache/recaller.h"
+
 #include "api/status.h"
 
+#include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-model.h"
 
@@ -28,7 +31,7 @@ bool restkv_cache::may_cut(llama_seq_id seq_id, llama_pos p0, llama_pos p1) cons
         restkv_fail(RESTKV_UNSUPPORTED, "a cache that evicts can only be cut at its end");
         return false;
     }
-    if (p0 < core->seq.pos_exact) {
+    if (p0 < core->seq.pos_exact && !core->recaller) {
         char text[128];
         snprintf(text, sizeof(text), "cells up to position %d have been evicted: read the text again from its start",
                  (int) core->seq.pos_exact);
@@ -48,9 +51,52 @@ bool restkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (seq_id <= 0 && p0 <= 0 && p1 > pos_max) {
         core->clear();
     } else if (seq_id <= 0 && p0 <= pos_max && p1 > p0) {
+        if (core->recaller) {
+            return cut(p0);
+        }
         core->seq.forget_from(p0);
     }
     return llama_kv_cache::seq_rm(seq_id, p0, p1);
+}
+
+// With an archive, at any position that is in the text. What fails on the way leaves no cache, and false.
+bool restkv_cache::cut(llama_pos p0) {
+    restkv_sequence & seq = core->seq;
+    try {
+        if (p0 >= seq.pos_exact) {
+            core->recaller->forget_from(p0);
+            seq.forget_from(p0);
+            return llama_kv_cache::seq_rm(0, p0, -1);
+        }
+        if (core->lctx) {
+            core->lctx->synchronize();
+        }
+        core->recaller->cut(p0);
+    } catch (...) {
+        restkv_caught(RESTKV_NO_MEMORY);
+        const std::string why = restkv_last_error();
+        clear(false);
+        seq.lost = true;
+        restkv_fail(RESTKV_GONE, why + ": the text could not be cut, and the cache was lost: read the text again");
+        return false;
+    }
+    if ((uint32_t) p0 > core->n_row_max) {
+        set_cells(p0);
+        seq.pos_exact = p0;
+    } else {
+        // all of it is in the cells, as if nothing had been evicted
+        llama_kv_cells & cells = v_cells[0];
+        cells.reset();
+        for (llama_pos pos = 0; pos < p0; ++pos) {
+            cells.pos_set((uint32_t) pos, pos);
+            cells.seq_add((uint32_t) pos, 0);
+        }
+        v_heads[0]    = (uint32_t) p0;
+        seq.n_table   = 0;
+        seq.pos_exact = 0;
+    }
+    seq.forget_from(p0);
+    return true;
 }
 
 void restkv_cache::seq_keep(llama_seq_id seq_id) {

@@ -12,6 +12,7 @@
 #include <string>
 
 struct llm_graph_context;
+class llama_kv_cache_iswa;
 
 // As the constructor of llama_kv_cache: a cache that evicts when settings are pending and this one can take them, else
 // llama.cpp's own. Throws std::runtime_error when the cache cannot evict.
@@ -98,6 +99,12 @@ public:
     // Evict down to the budget, scored by the last queries; the last n_guide tokens are dropped (evict.cpp).
     restkv_status evict(llama_context * lctx, uint32_t n_guide);
 
+    // Choose the cells again among all that was read; the last n_guide tokens ask, and are dropped (evict.cpp).
+    restkv_status recall(llama_context * lctx, uint32_t n_guide);
+
+    // Null without an archive.
+    restkv_recaller * recaller() { return core->recaller.get(); }
+
     const restkv_core & facts() const { return *core; }
 
 private:
@@ -106,7 +113,20 @@ private:
     void     init_wo();
     uint32_t n_rot() const;  // values that are rotated together, or 0
 
-    bool          may_cut(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+    bool may_cut(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+    bool cut(llama_pos p0);
+    // The end of the text when it is evicted or recalled.
+    struct text_end {
+        uint32_t              n        = 0;        // number of the last cell in use, guide included, plus 1
+        uint32_t              n_doc    = 0;        // likewise without the guide
+        llama_pos             pos_next = 0;        // position behind it, without the guide
+        llama_kv_cache_iswa * iswa     = nullptr;  // whose sliding windows have seen the guide, or null
+    };
+
+    restkv_status look_at_text(llama_context * lctx, uint32_t n_guide, text_end & out) const;
+    restkv_status archive_text(uint32_t n_doc) const;
+    void          settle(const text_end & end);
+    void          log(restkv_event & event, const text_end & end, uint32_t n_guide, int64_t t_start);
     void          set_cells(llama_pos pos_next);
     void          set_tail(llama_pos pos, uint32_t n);
     restkv_status give_up(llama_memory_i & memory, bool moved) noexcept;

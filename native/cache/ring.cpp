@@ -1,6 +1,7 @@
 #include "cache/ring.h"
 
 #include "api/status.h"
+#include "cache/recaller.h"
 #include "cache/votes.h"
 
 #include "llama-graph.h"
@@ -14,7 +15,8 @@ public:
     restkv_ring_input(restkv_core & core, ggml_backend_sched_t sched, ggml_tensor * rows) :
         core(core),
         sched(sched),
-        rows(rows) {}
+        rows(rows),
+        recalls(is_reading(core)) {}
 
     void set_input(const llama_ubatch * ubatch) override {
         std::vector<llama_pos> & ring = core.seq.ring_pos;
@@ -37,12 +39,16 @@ public:
     }
 
     bool can_reuse(const llm_graph_params & params) override {
-        return rows->ne[0] == std::min<int64_t>(params.ubatch.n_tokens, (int64_t) core.seq.ring_pos.size());
+        return rows->ne[0] == std::min<int64_t>(params.ubatch.n_tokens, (int64_t) core.seq.ring_pos.size()) &&
+               recalls == is_reading(core);
     }
+
+    static bool is_reading(const restkv_core & core) { return core.recaller && core.recaller->reading; }
 
     restkv_core &        core;
     ggml_backend_sched_t sched;
-    ggml_tensor *        rows;  // I64 [min(n_tokens, n_ring)]
+    ggml_tensor *        rows;     // I64 [min(n_tokens, n_ring)]
+    const bool           recalls;  // the graph has the operations of a ubatch that recalls
 };
 
 void restkv_init_ring(restkv_core & core) {
@@ -69,7 +75,7 @@ void restkv_init_ring(restkv_core & core) {
 void restkv_capture(const llm_graph_context & graph, restkv_core & core, ggml_tensor * q, ggml_tensor * kq_b,
                     ggml_tensor * sinks, float kq_scale, int il) {
     restkv_layer * layer = core.find_layer(il);
-    if (!layer || !core.method.uses_queries) {
+    if (!layer || !layer->ring) {
         return;
     }
     layer->kq_scale = kq_scale;

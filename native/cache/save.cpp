@@ -4,6 +4,7 @@
 
 #include "api/status.h"
 #include "cache/hooks.h"
+#include "cache/recaller.h"
 
 #include "llama-io.h"
 
@@ -151,12 +152,21 @@ void read_queries(llama_io_read_i & io, const restkv_layer & layer, uint64_t n_b
     }
 }
 
+// The rows of an archive are in no state, and a cache without them would promise what it cannot keep.
+void refuse_archive(const restkv_core & core) {
+    if (core.recaller) {
+        const char * reason = "a state does not hold an archive: use a cache without one";
+        throw restkv_error(restkv_fail(RESTKV_UNSUPPORTED, reason), reason);
+    }
+}
+
 }  // namespace
 
 void restkv_cache::state_write(llama_io_write_i & io, llama_seq_id, llama_state_seq_flags) const {
     const restkv_sequence & seq   = core->seq;
     const uint32_t          n_end = core->n_end();
     const uint32_t          tail  = seq.tail_begin();
+    refuse_archive(*core);
     for (uint32_t i = tail; i < n_end; ++i) {
         if (core->cells->is_empty(i) || (i > tail && core->pos_of(i) != core->pos_of(i - 1) + 1)) {
             throw std::runtime_error("positions of the text are missing in the cache: it cannot be saved");
@@ -218,6 +228,7 @@ void restkv_cache::state_read(llama_io_read_i & io, llama_seq_id, llama_state_se
     restkv_sequence & seq = core->seq;
     try {
         clear(true);
+        refuse_archive(*core);
         state_header header;
         io.read(&header, sizeof(header));
         if (memcmp(header.magic, MAGIC, sizeof(MAGIC)) != 0) {

@@ -1,3 +1,4 @@
+#include "stages/panel.h"
 #include "stages/stages.h"
 
 #include <algorithm>
@@ -45,7 +46,7 @@ size_t restkv_scratch::bytes(uint32_t n_cells, uint32_t group, uint32_t d_k, uin
            sizeof(uint16_t) * n_pad;
 }
 
-static void load_panel(const uint8_t * rows, size_t stride, ggml_type type, uint32_t n, uint32_t d, float * panel,
+void restkv_load_panel(const uint8_t * rows, size_t stride, ggml_type type, uint32_t n, uint32_t d, float * panel,
                        size_t ld, float * row) {
     const restkv_kernels * kernels = restkv_cpu_kernels();
     if (type == GGML_TYPE_F16) {
@@ -73,8 +74,8 @@ static void load_panel(const uint8_t * rows, size_t stride, ggml_type type, uint
 uint32_t restkv_load_keys(const restkv_view & view, restkv_scratch & s, uint32_t from) {
     const uint32_t n = std::min(s.panel_k, view.n_cells - from);
     if (s.keys_of != view.k || s.keys_from != from) {
-        load_panel(view.k + from * view.k_stride, view.k_stride, view.k_type, n, view.d_k, s.keys.data(), s.panel_k,
-                   s.row.data());
+        restkv_load_panel(view.k + from * view.k_stride, view.k_stride, view.k_type, n, view.d_k, s.keys.data(),
+                          s.panel_k, s.row.data());
         s.keys_of   = view.k;
         s.keys_from = from;
     }
@@ -84,8 +85,8 @@ uint32_t restkv_load_keys(const restkv_view & view, restkv_scratch & s, uint32_t
 uint32_t restkv_load_values(const restkv_view & view, restkv_scratch & s, uint32_t from) {
     const uint32_t n = std::min(s.panel_v, view.n_cells - from);
     if (s.values_of != view.v || s.values_from != from) {
-        load_panel(view.v + from * view.v_stride, view.v_stride, view.v_type, n, view.d_v, s.values.data(), s.panel_v,
-                   s.row.data());
+        restkv_load_panel(view.v + from * view.v_stride, view.v_stride, view.v_type, n, view.d_v, s.values.data(),
+                          s.panel_v, s.row.data());
         s.values_of   = view.v;
         s.values_from = from;
     }
@@ -115,8 +116,7 @@ std::vector<float> restkv_row_weights(const restkv_params & params, uint32_t n_r
     return e;
 }
 
-// A broken model or state must not spread: a logit that is no number gets no attention.
-static void drop_non_finite(float * z, uint32_t n) {
+void restkv_drop_non_finite(float * z, uint32_t n) {
     uint32_t bad = 0;
     for (uint32_t j = 0; j < n; ++j) {
         uint32_t bits;
@@ -155,7 +155,7 @@ void restkv_attend(const restkv_view & view, restkv_scratch & s, uint32_t drift_
                 if (n_visible == 0) {
                     continue;
                 }
-                drop_non_finite(z, n_visible);
+                restkv_drop_non_finite(z, n_visible);
                 if (view.softcap > 0.0f) {
                     kernels->softcap(z, n_visible, view.softcap);
                 }

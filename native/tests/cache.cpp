@@ -28,7 +28,7 @@ static bool has_rungs(llama_model * model, const char * path, const char * metho
     return works;
 }
 
-static void check_kept(session & s, const restkv_stats & stats, llama_model * model) {
+void check_kept(session & s, const restkv_stats & stats, llama_model * model) {
     uint32_t n_seen = 0;
     for (int32_t il = 0; il < llama_model_n_layer(model); ++il) {
         for (uint32_t h = 0; h < stats.n_head_kv; ++h) {
@@ -154,6 +154,7 @@ int main(int argc, char ** argv) {
             test_text(model, argv[i], "restkv", GGML_TYPE_F16, RESTKV_STAGES_GRAPH, allocation);
             test_states(model, argv[i], "restkv", GGML_TYPE_F16, allocation);
         }
+        test_recall(model, argv[i]);
         test_refusals(model, argv[i]);
         llama_model_free(model);
     }

@@ -40,7 +40,7 @@ static std::vector<uint32_t> pyramid(const llama_model * model, const restkv_par
 }
 
 void open(session & s, llama_model * model, const char * path, const restkv_params & params, ggml_type type,
-          int32_t allocation) {
+          int32_t allocation, const restkv_archive_params * archive) {
     llama_context_params p = llama_context_default_params();
     p.n_ctx                = 4096;
     p.n_batch              = 32;
@@ -55,6 +55,9 @@ void open(session & s, llama_model * model, const char * path, const restkv_para
     const restkv_share_params   shares  = { allocation, (uint32_t) budgets.size(), budgets.data(),
                                             -1,         2 * params.budget,         0.2 };
     CHECK(restkv_arm_shares(&shares) == RESTKV_OK);
+    if (archive) {
+        CHECK(restkv_arm_archive(archive) == RESTKV_OK);
+    }
     s.ctx = llama_init_from_model(model, p);
     restkv_disarm();
 }

@@ -35,4 +35,4 @@ struct session {
 
 // Makes the context of a session; on failure it is null.
 void open(session & s, llama_model * model, const char * path, const restkv_params & params, ggml_type type,
-          int32_t allocation = RESTKV_ALLOCATION_UNIFORM);
+          int32_t allocation = RESTKV_ALLOCATION_UNIFORM, const restkv_archive_params * archive = nullptr);

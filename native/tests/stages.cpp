@@ -1,6 +1,7 @@
 // The stages and their kernels, against plain loops. Meant to run under the address and undefined-behaviour sanitizers
 // too.
 
+#include "tests/archive.h"
 #include "tests/check.h"
 #include "tests/kernels.h"
 #include "tests/numbers.h"
@@ -253,6 +254,7 @@ static void test_score_sizes() {
 }
 
 int main() {
+    restkv_test_archive_killed();  // first: a process that holds little is forked faster
     restkv_test_kernels();
     test_select();
     test_move();
@@ -262,5 +264,6 @@ int main() {
     test_smooth();
     test_factor();
     test_score_sizes();
+    restkv_test_archive();
     return restkv_report_checks();
 }

@@ -65,6 +65,23 @@ VOTES = {
     "move:0:memory": LOST,
 }
 
+# With an archive: nothing moves before all rows of a layer are there, and a chunk that could not recall is cut off.
+READING = {
+    "archive:0:memory": AS_IT_WAS,
+    "archive:1:device": AS_IT_WAS,
+    "reading:0:memory": AS_IT_WAS,
+    "reading:1:device": AS_IT_WAS,
+    "fetch:0:memory": AS_IT_WAS,
+    "fetch:1:other": AS_IT_WAS,
+    "cells:0:memory": LOST,
+    "log:0:memory": LOST,
+    "recall:0:memory:ask": AS_IT_WAS,
+    "recall:1:device:ask": AS_IT_WAS,
+    "fetch:0:memory:ask": AS_IT_WAS,
+    "fetch:1:memory:ask": LOST,
+    "cells:0:memory:ask": LOST,
+}
+
 CASES: list[Case] = [
     ({"stages": "fused"}, FUSED),
     ({"stages": "host"}, HOST),
@@ -78,6 +95,8 @@ CASES: list[Case] = [
     ({"stages": "graph", "method": "tova"}, {"score:1:memory": AS_IT_WAS, "move:1:memory": LOST}),
     ({"stages": "fused", "prefill": "guided"}, {"score:0:memory": AS_IT_WAS, "score:1:memory": LOST}),
     ({"stages": "fused", "prefill": "exact"}, {"move:1:memory": LOST}),
+    ({"archive": "ram"}, READING),
+    ({"archive": "ram", "prefill": "stream"}, {"archive:1:memory": AS_IT_WAS, "move:1:memory": LOST}),
 ]
 
 

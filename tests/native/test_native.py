@@ -28,10 +28,13 @@ MIRROR: dict[str, type[C.Structure]] = {
     "restkv_params": native.Params,
     "restkv_model_info": native.ModelInfo,
     "restkv_stats": native.Stats,
+    "restkv_archive_params": native.ArchiveParams,
+    "restkv_archive_stats": native.ArchiveStats,
     "restkv_memory": native.Memory,
     "restkv_event": native.Event,
     "restkv_score_args": native.ScoreArgs,
     "restkv_score_out": native.ScoreOut,
+    "restkv_recall_args": native.RecallArgs,
     "restkv_device": native.Device,
     "restkv_device_times": native.DeviceTimes,
 }
@@ -83,12 +86,13 @@ def test_mirror_has_every_field_and_function_of_the_header() -> None:
         ("REDUCE", "NONE MEAN MAX", native.REDUCE),
         ("STAGES", "AUTO FUSED GRAPH HOST", native.STAGES),
         ("ALLOCATION", "UNIFORM PYRAMID ADA", native.ALLOCATION),
+        ("PLACE", "NONE RAM FILE", native.PLACE),
     ):
         assert [int(enums[f"{kind}_{name}"]) for name in names.split()] == list(numbers.values()), kind
     assert list(native.INDICATOR) == ["reconstruction", "attention", "attention-value-norm"]
     assert list(native.ROWS) == ["ema", "mean", "inverted-ema", "last", "sum"]
     assert list(native.POOLING) == ["none", "avgpool", "maxpool", "adaptive"]
-    for name in ("OK", "INVALID", "UNSUPPORTED", "NOTHING", "IO", "NO_MEMORY", "GONE", "STATE"):
+    for name in ("OK", "INVALID", "UNSUPPORTED", "NOTHING", "IO", "NO_MEMORY", "GONE", "STATE", "ARCHIVE"):
         assert getattr(native, name) == int(enums[name])
 
 

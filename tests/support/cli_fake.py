@@ -105,7 +105,7 @@ class FakeEngine:
 
     def report(self) -> Report:
         return Report(
-            model=self.model or "embedded", arch="fake", method=self.evict.method, prefill=self.evict.prefill,
+            model=self.model or "embedded", arch="fake", method=self.evict.method, prefill=self.evict.prefill_used,
             prefill_used="none", backend="fake", context=self.n_ctx, budget=48, reserve=16, capacity=self.capacity,
             window=32, kv_bytes=6400, ring_bytes=1, table_bytes=2, wo_bytes=3, sums_bytes=0, cells=32, evictions=[],
             reused_tokens=0, reevaluated=None, prefill_seconds=0.5, evict_seconds=0.1, decode_seconds=0.25,

@@ -34,3 +34,26 @@ def lines(path: Path) -> list[dict[str, Any]]:
     for record in found:
         del record["seconds"], record["run"]["date"]
     return found
+
+
+class Stops:
+    """Makes engines that stop, as Ctrl-C does, when so many prompts were read."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from restkv_local import Engine
+
+        engine, outer = Engine(*args, **options), self
+        read = engine.eval
+
+        def limited(tokens: list[int]) -> None:
+            if len(tokens) > 1:
+                outer.left -= 1
+                if outer.left < 0:
+                    raise KeyboardInterrupt
+            read(tokens)
+
+        engine.eval = limited
+        return engine

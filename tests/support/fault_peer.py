@@ -90,6 +90,38 @@ class Run:
         return found
 
 
+    def fail_recall(self, step: str, run: int) -> dict[str, Any]:
+        """What is left after a recall that failed, and whether the next one comes to the same."""
+        from restkv_local.errors import EvictionError
+
+        engine, question = self.engine, self.tokens[7:17]
+
+        def recalled() -> list[Any]:
+            engine.recall(question)
+            return [self.kept(layer) for layer in range(4)]
+
+        engine.reset()
+        engine.eval(self.tokens[: self.n])
+        expected = recalled()
+        engine.reset()
+        engine.eval(self.tokens[: self.n])
+        os.environ["RESTKV_FAIL_AT"] = f"{step}:{run}"
+        raised = None
+        try:
+            engine.recall(question)
+        except EvictionError as error:
+            raised = str(error)
+        del os.environ["RESTKV_FAIL_AT"]
+        found: dict[str, Any] = {"step": step, "raised": raised, "n_tokens": engine.n_tokens, "logits": False}
+        found["positions"], found["cells"] = engine.report().positions, engine.cells
+        if engine.n_tokens == 0:
+            found["status"] = [1, 1]
+            engine.reset()
+            engine.eval(self.tokens[: self.n])
+        found["same"] = recalled() == expected
+        return found
+
+
 def main(folder: str, model: str, cases: str) -> None:
     """Each step of each case."""
     os.environ["RESTKV_LIB_PATH"] = folder
@@ -97,7 +129,10 @@ def main(folder: str, model: str, cases: str) -> None:
         run = Run(model, options)
         for j, step in enumerate(steps):
             early = step.endswith(":early")
-            found = run.fail(step.removesuffix(":early"), 1000 * i + j, early)
+            if step.endswith(":ask"):
+                found = run.fail_recall(step.removesuffix(":ask"), 1000 * i + j)
+            else:
+                found = run.fail(step.removesuffix(":early"), 1000 * i + j, early)
             print(json.dumps({"case": options, **found, "step": step}), flush=True)
         run.engine.close()
 

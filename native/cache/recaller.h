@@ -1,0 +1,125 @@
+// The archive of a cache, and recalls from it: which rows the cells of a layer hold, chosen again among all that was read.
+//
+//   recaller.cpp  the archive: what is written to it, and what a caller sees of it
+//   recall.cpp    a question recalls in all layers
+//   reading.cpp   a ubatch recalls for itself in every layer, between the storage of its rows and its attention
+//   rows.cpp      chosen rows come into the cells
+//   cut.cpp       the text is cut at any position
+
+#pragma once
+
+#include "archive/store.h"
+#include "cache/core.h"
+#include "stages/recall.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+struct llm_graph_context;
+
+class restkv_recaller {
+public:
+    // Makes the archive of a cache whose layers are there. Throws restkv_error.
+    explicit restkv_recaller(restkv_core & core);
+
+    // ---- the archive ----------------------------------------------------------------------------
+
+    // Write what the cells before n_doc hold and the archive does not. Throws restkv_error; the cells are as they were.
+    void archive_tail(uint32_t n_doc);
+
+    // The text from position p0 on is gone. Throws restkv_error.
+    void forget_from(llama_pos p0);
+
+    // The text is gone. What fails is said when the next rows are written.
+    void forget_all() noexcept;
+
+    restkv_archive_stats stats() const;
+
+    // ---- recall ---------------------------------------------------------------------------------
+
+    // All layers choose among the positions before n_text, by the queries of a window; the cells from own_first to own_end
+    // (numbers) hold the queries' own rows. Returns why layers kept of what they held instead, or "". Throws, and
+    // `moved` tells whether the cells are as they were.
+    std::string recall(const restkv_sequence::window & window, uint32_t n_text, uint32_t own_first, uint32_t own_end,
+                       bool & moved);
+
+    // The cells hold, of the positions before p0, what they held, and the last ones. Throws.
+    void cut(llama_pos p0);
+
+    // ---- reading --------------------------------------------------------------------------------
+
+    bool reading = false;
+
+    // In the graph that is being built, layer `il` recalls by the queries q of the ubatch.
+    void add_to(const llm_graph_context & graph, ggml_tensor * q, int il);
+
+    // The first failure of a ubatch's recall since the last call.
+    restkv_status take_failure();
+
+    // The cells since the last eviction are free: their rows are archived, and what is read next recalls.
+    void drop_tail();
+
+private:
+    // A layer in a graph of llama.cpp.
+    struct node {
+        restkv_recaller * self;
+        uint32_t          l;
+    };
+
+    // The rows that come into the cells of a KV head.
+    struct wanted {
+        const int32_t *      pos = nullptr;  // [n_new] ascending
+        std::vector<int32_t> cells;          // [n_new] where they lie now, or -1: in the archive
+    };
+
+    // Buffers of one thread.
+    struct own_thread {
+        std::vector<uint8_t> rows;
+        std::vector<float>   floats;
+    };
+
+    restkv_recall_params params() const;
+    void                 look_at(uint32_t l, uint32_t n_text, uint32_t own_first, uint32_t own_end);
+    std::vector<int32_t> live_of(uint32_t l, uint32_t h, uint32_t n_text) const;
+
+    // All members of a team call these. chosen: [n_head_kv][n] positions. live_only: they lie in the cells.
+    void fetch(uint32_t l, const int32_t * chosen, uint32_t n, bool live_only, restkv_member & member) noexcept;
+    void put(uint32_t l, restkv_member & member) noexcept;
+
+    void want(uint32_t l, const int32_t * chosen, uint32_t n, bool live_only, uint32_t n_threads);
+    void fetch_block(uint32_t l, bool value, uint32_t from, own_thread & own);
+
+    void        begin_ubatch(uint32_t l, const ggml_tensor * q);
+    void        read_layer(uint32_t l, const ggml_tensor * q, restkv_member & member) noexcept;
+    static void run_node(ggml_tensor * dst, int ith, int nth, void * userdata);
+
+    restkv_core &                   core;
+    std::unique_ptr<restkv_archive> archive;
+    std::vector<node>               nodes;  // [layers]
+    restkv_team                     team;   // of the threads that compute llama.cpp's graphs
+
+    // One layer at a time.
+    restkv_recall_view      view;
+    restkv_recall_work      work;
+    std::vector<float>      asked;              // queries of a window, [n][n_head * d_k]
+    std::vector<float>      sinks;              // [n_head], or empty
+    std::vector<uint8_t>    behind;             // rows behind the archive's, copied from a device
+    std::vector<wanted>     heads;              // [n_head_kv]
+    std::vector<uint8_t>    copy_k, copy_v;     // cells, copied from a device
+    const uint8_t *         cells_k = nullptr;  // rows of the cells
+    const uint8_t *         cells_v = nullptr;
+    std::vector<uint8_t>    new_k, new_v;       // [n_new] rows as the cells have them
+    uint32_t                n_new   = 0;
+    uint32_t                end_new = 0;        // position behind the last of them
+    std::vector<own_thread> threads;
+    bool                    active  = false;    // while reading: this layer recalls
+    int64_t                 t_start = 0;
+
+    // While reading: the first failure.
+    restkv_status status                     = RESTKV_OK;
+    char          why[2 * RESTKV_REASON_MAX] = "";
+
+    bool                 stale = false;  // the archive still has rows of a text that is gone
+    restkv_archive_stats done  = {};
+};

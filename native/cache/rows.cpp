@@ -1,0 +1,160 @@
+// Chosen rows come into the cells of a layer: all are brought together first, so that a row that cannot be read leaves
+// the cells as they are.
+
+#include "cache/fault.h"
+#include "cache/recaller.h"
+
+#include <algorithm>
+#include <cstring>
+
+// Positions of the rows before n_text that a head has in its cells, ascending.
+std::vector<int32_t> restkv_recaller::live_of(uint32_t l, uint32_t h, uint32_t n_text) const {
+    const restkv_sequence & seq    = core.seq;
+    const int32_t *         table  = seq.layers[l].table.data() + (size_t) h * core.layers[l].budget;
+    const uint32_t          n_held = seq.held(l, h);
+    std::vector<int32_t>    live(table, table + n_held);
+    for (int32_t pos = seq.pos_exact; pos < (int32_t) n_text; ++pos) {
+        live.push_back(pos);
+    }
+    return live;
+}
+
+void restkv_recaller::want(uint32_t l, const int32_t * chosen, uint32_t n, bool live_only, uint32_t n_threads) {
+    const restkv_layer &         layer = core.layers[l];
+    const restkv_archive_layer & rows  = archive->layer(l);
+    const bool                   host  = ggml_backend_buffer_is_host(restkv_buffer_of(layer.k));
+    // a row in a cell is the archive's, bit for bit, where both have one type; a device's would have to be copied
+    const bool use_cells = live_only || (host && rows.type_k == rows.cache_k && rows.type_v == rows.cache_v);
+
+    const uint32_t tail = core.seq.tail_begin();
+    n_new               = n;
+    end_new             = 0;
+    heads.resize(layer.n_head_kv);
+    threads.resize(std::max<size_t>(threads.size(), n_threads));
+    restkv_step("fetch");
+    new_k.resize(n * layer.k->nb[1]);
+    new_v.resize(n * layer.v->nb[1]);
+
+    int32_t end_cell = 0;
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        wanted & head = heads[h];
+        head.pos      = chosen + (size_t) h * n;
+        head.cells.assign(n, -1);
+        const int32_t * table  = core.seq.layers[l].table.data() + (size_t) h * layer.budget;
+        const int32_t   n_held = (int32_t) core.seq.held(l, h);
+        for (int32_t i = 0, j = 0; i < (int32_t) n; ++i) {
+            const int32_t pos = head.pos[i];
+            while (j < n_held && table[j] < pos) {
+                ++j;
+            }
+            int32_t cell = -1;
+            if (j < n_held && table[j] == pos) {
+                cell = (int32_t) tail - n_held + j;
+            } else if (pos >= core.seq.pos_exact) {
+                cell = (int32_t) tail + pos - core.seq.pos_exact;
+            }
+            done.n_copied += cell < 0;
+            head.cells[i] = use_cells ? cell : -1;
+            end_cell      = std::max(end_cell, head.cells[i] + 1);
+        }
+        done.n_chosen += n;
+        end_new = std::max(end_new, n > 0 ? (uint32_t) head.pos[n - 1] + 1 : 0);
+    }
+
+    cells_k = (const uint8_t *) layer.k->data;
+    cells_v = (const uint8_t *) layer.v->data;
+    if (!host && end_cell > 0) {
+        copy_k.resize(end_cell * layer.k->nb[1]);
+        copy_v.resize(end_cell * layer.v->nb[1]);
+        ggml_backend_tensor_get(layer.k, copy_k.data(), 0, copy_k.size());
+        ggml_backend_tensor_get(layer.v, copy_v.data(), 0, copy_v.size());
+        cells_k = copy_k.data();
+        cells_v = copy_v.data();
+    }
+}
+
+// A row of one head, as the cells have it.
+static void to_cell(const uint8_t * from, ggml_type type, ggml_type cell_type, uint32_t d, uint8_t * to,
+                    std::vector<float> & floats) {
+    if (type == cell_type) {
+        memcpy(to, from, ggml_row_size(type, d));
+        return;
+    }
+    floats.resize(d);
+    ggml_get_type_traits(type)->to_float(from, floats.data(), d);
+    if (cell_type == GGML_TYPE_F32) {
+        memcpy(to, floats.data(), d * sizeof(float));
+    } else {
+        ggml_get_type_traits(cell_type)->from_float_ref(floats.data(), to, d);
+    }
+}
+
+// The new rows of the positions of one block of the archive, which is read when a row of it lies in no cell.
+void restkv_recaller::fetch_block(uint32_t l, bool value, uint32_t from, own_thread & own) {
+    const restkv_layer &         layer = core.layers[l];
+    const restkv_archive_layer & rows  = archive->layer(l);
+    const ggml_tensor *          cells = value ? layer.v : layer.k;
+    const uint32_t               d     = value ? layer.d_v : layer.d_k;
+    const ggml_type              type  = value ? rows.type_v : rows.type_k;
+    const size_t                 head  = ggml_row_size(type, d);
+    const size_t                 own_h = ggml_row_size(cells->type, d);
+    const uint32_t               end   = std::min(from + restkv_archive::BLOCK, end_new);
+
+    const uint8_t * block = nullptr;
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        const wanted &  w     = heads[h];
+        const int32_t * first = std::lower_bound(w.pos, w.pos + n_new, (int32_t) from);
+        for (size_t i = first - w.pos; i < n_new && w.pos[i] < (int32_t) end; ++i) {
+            uint8_t * to = (value ? new_v : new_k).data() + i * cells->nb[1] + h * own_h;
+            if (w.cells[i] >= 0) {
+                memcpy(to, (value ? cells_v : cells_k) + w.cells[i] * cells->nb[1] + h * own_h, own_h);
+                continue;
+            }
+            if (!block) {
+                block = value ? archive->values(l, from, end - from, own.rows) :
+                                archive->keys(l, from, end - from, own.rows);
+            }
+            const size_t row = (size_t) (w.pos[i] - (int32_t) from) * layer.n_head_kv + h;
+            to_cell(block + row * head, type, cells->type, d, to, own.floats);
+        }
+    }
+}
+
+void restkv_recaller::fetch(uint32_t l, const int32_t * chosen, uint32_t n, bool live_only,
+                            restkv_member & member) noexcept {
+    member.run_first([&] { want(l, chosen, n, live_only, member.n); });
+    member.run([&] {
+        const uint32_t step = member.n * restkv_archive::BLOCK;
+        for (uint32_t from = member.i * restkv_archive::BLOCK; from < end_new; from += step) {
+            fetch_block(l, false, from, threads[member.i]);
+            fetch_block(l, true, from, threads[member.i]);
+        }
+    });
+}
+
+// Behind fetch(): the new rows are the cells' first ones.
+void restkv_recaller::put(uint32_t l, restkv_member & member) noexcept {
+    const restkv_layer & layer = core.layers[l];
+    member.run([&] {
+        if (!ggml_backend_buffer_is_host(restkv_buffer_of(layer.k))) {
+            if (member.i == 0) {
+                restkv_step("write");
+                ggml_backend_tensor_set(layer.k, new_k.data(), 0, new_k.size());
+                ggml_backend_tensor_set(layer.v, new_v.data(), 0, new_v.size());
+            }
+            return;
+        }
+        const uint32_t first = (uint32_t) ((uint64_t) n_new * member.i / member.n);
+        const uint32_t n     = (uint32_t) ((uint64_t) n_new * (member.i + 1) / member.n) - first;
+        for (const auto & [rows, t] : { std::pair(&new_k, layer.k), std::pair(&new_v, layer.v) }) {
+            memcpy((uint8_t *) t->data + first * t->nb[1], rows->data() + first * t->nb[1], n * t->nb[1]);
+        }
+    });
+    member.run_first([&] {
+        restkv_held & held = core.seq.layers[l];
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            std::copy_n(heads[h].pos, n_new, held.table.data() + (size_t) h * layer.budget);
+            held.held[h] = n_new;
+        }
+    });
+}
