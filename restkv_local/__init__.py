@@ -19,8 +19,9 @@ from .native import location
 if TYPE_CHECKING:
     from .config import EvictConfig
     from .engine.engine import Engine
-    from .engine.report import Eviction, Report
+    from .engine.report import ArchiveReport, Eviction, RecallReport, Report
     from .errors import (
+        ArchiveError,
         BusyError,
         Cancelled,
         ConfigError,
@@ -36,8 +37,11 @@ _HOMES = {
     "Engine": "engine.engine",
     "EvictConfig": "config",
     "MemoryPlan": "plan.memory",
+    "ArchiveReport": "engine.report",
     "Eviction": "engine.report",
+    "RecallReport": "engine.report",
     "Report": "engine.report",
+    "ArchiveError": "errors",
     "BusyError": "errors",
     "Cancelled": "errors",
     "ConfigError": "errors",
@@ -49,6 +53,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "ArchiveError",
+    "ArchiveReport",
     "BusyError",
     "Cancelled",
     "ConfigError",
@@ -60,6 +66,7 @@ __all__ = [
     "LibraryError",
     "MemoryPlan",
     "ModelError",
+    "RecallReport",
     "Report",
     "RestkvError",
     "__version__",

@@ -33,3 +33,7 @@ class BusyError(RestkvError, RuntimeError):
 
 class EvictionError(RestkvError, RuntimeError):
     """The native side refused or failed an eviction."""
+
+
+class ArchiveError(EvictionError):
+    """Rows could not be written to the archive, or those in it are damaged; the cache is consistent."""

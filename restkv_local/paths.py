@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
 _APP = "restkv-local"
+_ON_DISK = "/var/tmp"
 
 
 def cache_folder(name: str) -> Path | None:
@@ -26,6 +28,17 @@ def cache_folder(name: str) -> Path | None:
 def state_folder() -> Path | None:
     """A folder for what belongs to the user, such as a history; None where there is no place for it."""
     return _made(lambda: platformdirs.user_state_dir(_APP, appauthor=False))
+
+
+def work_folder() -> Path:
+    """A folder for large files that go when the program ends: the temporary folder of $TMPDIR or the system's.
+
+    On many Linux systems /tmp lies in memory, and /var/tmp is the one on a disk.
+    """
+    named = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    if not named and os.path.isdir(_ON_DISK) and os.access(_ON_DISK, os.W_OK | os.X_OK):
+        return Path(_ON_DISK)
+    return Path(tempfile.gettempdir())
 
 
 def typed(path: str | os.PathLike[str]) -> Path:

@@ -13,17 +13,20 @@ import click
 
 from ..config import (
     ALLOCATIONS,
+    ARCHIVE_TYPES,
     CELLS_MAX,
     DEFAULT_BUDGET,
     DEFAULT_CONTEXT,
     KV_TYPES,
     LLAMA_BOUNDS,
     METHODS,
+    PLACES,
     PREFILLS,
     SAMPLING,
     SEED_MAX,
     THREADS_MAX,
     EvictConfig,
+    archive_place,
     check_sampling,
     parse_budget,
 )
@@ -89,6 +92,19 @@ class KvType(click.ParamType):  # type: ignore[type-arg]
         if len(parts) > 2 or any(part not in KV_TYPES for part in parts):
             self.fail(f"'{value}' is not one of {', '.join(KV_TYPES)}, or two of them as q8_0,q4_0", param, ctx)
         return str(parts[0]) if len(parts) == 1 else (str(parts[0]), str(parts[1]))
+
+
+class Archive(click.ParamType):  # type: ignore[type-arg]
+    """Where an archive lies: a place ("ram"), or the path of its file."""
+
+    name = "|".join([*PLACES, "PATH"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            archive_place(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 class Contexts(click.ParamType):  # type: ignore[type-arg]
@@ -186,8 +202,8 @@ _CONTEXT = click.option(
 )
 _PREFILL = click.option(
     "--prefill", type=click.Choice(PREFILLS), default=None,
-    help="How a text longer than the cache is read: scored by its own chunks (stream), by the question (guided), or "
-    "read whole in a full cache and cut once (exact).",
+    help="How a text longer than the cache is read: scored by its own chunks (stream), by the question (guided), "
+    "read whole in a full cache and cut once (exact), or with an archive, from which each chunk recalls (recall).",
 )
 _SHARED = (
     click.option("--model", metavar="FILE", default=None, help="A GGUF model. Without it the embedded one answers."),
@@ -211,6 +227,15 @@ _SHARED = (
         "--kv-type", type=KvType(), default=KV_TYPES[0], show_default=True,
         help=f"Type of the cache: {', '.join(KV_TYPES)}; two of them for K and V.",
     ),
+    click.option(
+        "--archive", type=Archive(), metavar=Archive.name, default="none", show_default=True,
+        help="Where evicted rows are kept, so that questions find them again: in memory (ram), in a file of the "
+        "temporary folder (file), or in the file PATH. It goes when the program ends.",
+    ),
+    click.option(
+        "--archive-type", type=click.Choice(ARCHIVE_TYPES), default=EvictConfig.archive_type, show_default=True,
+        help="How the archive keeps them; auto: as the cache does.",
+    ),
     THREADS_OPTION,
     *DEVICE_OPTIONS,
     click.option(
@@ -229,10 +254,11 @@ def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def engine_options(
-    *, context: bool = True, defaults: dict[str, Any] | None = None
+    *, context: bool = True, defaults: dict[str, Any] | None = None, shown: dict[str, str] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the shared options; the function gets them as one `settings` argument. context False: the command has its
-    own option for lengths and no choice of the prefill. defaults: of a command that has its own for some options."""
+    own option for lengths and no choice of the prefill. defaults: of a command that has its own for some options.
+    shown: what its help says of the default of options that it chooses by itself."""
     options = (_CONTEXT, _PREFILL, *_SHARED) if context else _SHARED
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -250,6 +276,8 @@ def engine_options(
         for param in getattr(wrapped, "__click_params__", ()):
             if param.name in (defaults or {}):
                 param.default, param.show_default = (defaults or {})[param.name], True
+            if param.name in (shown or {}):
+                param.show_default = (shown or {})[param.name]
         return wrapped
 
     return decorate

@@ -41,8 +41,9 @@ def _goes_on(progress: float, data: object) -> bool:
 _progress = c.llama_progress_callback(_goes_on)
 
 
-def probe_model(path: Path, type_k: int, type_v: int) -> Probe:
-    """Read what the plan needs from a model file, without its weights. type_k, type_v: ggml types.
+def probe_model(path: Path, type_k: int, type_v: int, archive: tuple[int, int] | None = None) -> Probe:
+    """Read what the plan needs from a model file, without its weights. type_k, type_v: ggml types; archive: of an
+    archive's rows, where they are others.
 
     Raises ModelError for a file that llama.cpp cannot load, and Cancelled when Ctrl-C came meanwhile.
     """
@@ -59,13 +60,21 @@ def probe_model(path: Path, type_k: int, type_v: int) -> Probe:
         interrupts.check()
         raise load_failure(path, log)
     try:
-        info = native.ModelInfo()
-        native.check(LIBRARY.restkv_model_probe(model, type_k, type_v, ctypes.byref(info)))
+        info = _ask(model, (type_k, type_v))
+        archived = info if archive is None else _ask(model, archive)
     finally:
         c.llama_model_free(model)
     values: dict[str, Any] = {name: getattr(info, name) for name, *_ in native.ModelInfo._fields_}
     values.update(arch=info.arch.decode(), refusal=info.refusal.decode())
+    if archive is not None and not info.refusal:
+        values.update(bytes_archived=archived.bytes_per_cell, archive_refusal=archived.refusal.decode())
     return Probe(**values)
+
+
+def _ask(model: Any, types: tuple[int, int]) -> native.ModelInfo:
+    info = native.ModelInfo()
+    native.check(LIBRARY.restkv_model_probe(model, *types, ctypes.byref(info)))
+    return info
 
 
 def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[str, Any]) -> None:

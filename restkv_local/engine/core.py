@@ -20,11 +20,13 @@ from ..models.files import resolve
 from ..models.lora import check_lora
 from ..native import interrupts, quiet
 from ..native.binding import LIBRARY, Llama, c
+from ..plan.archive import archive_types
 from ..plan.fitting import fit, graph_memory
 from ..plan.memory import GGML_TYPES, KvType, kv_pair, plan_memory
 from . import at_exit
 from .answers import seeds
 from .answers.chat_templates import add_raw
+from .archive import WorkingFile
 from .construct import construct, probe_model
 from .facts import Facts
 from .guard import closed
@@ -35,6 +37,10 @@ from .report import Eviction, Report, Turn
 from .state import made_of
 
 LOGGER = logging.getLogger("restkv_local")
+
+
+def _numbers(types: tuple[str, str]) -> tuple[int, int]:
+    return GGML_TYPES[types[0]], GGML_TYPES[types[1]]
 
 
 class Core(Llama):  # type: ignore[misc, unused-ignore]
@@ -66,14 +72,16 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         check_options(evict, llama, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
         path = resolve(model_path)
         types = kv_pair(kv_type)
-        type_k, type_v = GGML_TYPES[types[0]], GGML_TYPES[types[1]]
+        type_k, type_v = _numbers(types)
+        kept_types = archive_types(evict, types)
+        archived = None if kept_types == types else _numbers(kept_types)
         if verbose:
             quiet.show()
         self.evict = evict
         self.guide: str | None = None
         self.on_progress, self.on_evict, self.on_notice = on_progress, on_evict, on_notice
         first_seed = seeds.fixed(seed)
-        probe = probe_model(path, type_k, type_v)
+        probe = probe_model(path, type_k, type_v, archived)
         if llama.get("lora_path"):
             check_lora(llama["lora_path"], probe.arch)
         interrupts.check()
@@ -123,10 +131,13 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         interrupts.check()
         wrong = trust_devices() if params is not None and on_device and evict.stages in ("auto", "graph") else []
 
+        working = self._working = WorkingFile(self.plan.archive)
+
         def arm() -> None:
             if params is not None:
                 native.check(LIBRARY.restkv_arm(ctypes.byref(params), os.fsencode(path), cache_folder()))
                 native.arm_shares(evict, self.plan.shares)
+                native.arm_archive(self.plan.archive, archived, working.path)
 
         try:
             construct(
@@ -147,10 +158,11 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                     "verbose": verbose,
                 },
             )
+            working.made()
             self._made_of = made_of(path, llama)
             self._seed = first_seed  # Llama takes 0 for "no seed"
             untemplated = add_raw(self, llama.get("chat_format"))
-            self._facts = Facts(self._ctx.ctx, self.plan)
+            self._facts = Facts(self._ctx.ctx, self.plan, working.path)
             at_exit.watch(self)
             self._abort = ctypes.cast(LIBRARY.restkv_abort_on_flag, c.ggml_abort_callback)
             c.llama_set_abort_callback(self._ctx.ctx, self._abort, ctypes.addressof(self._stop))
@@ -162,6 +174,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                 self._notice(f"evictions do not run as graphs where the cache lives: {self._facts.backend_reason}")
         except BaseException:
             self.close()
+            working.remove()  # close() does nothing before llama_cpp's own part exists
             raise
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -225,6 +238,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         with queue.pause(wait=True):
             self._facts, self._closed = None, True
             stack.close()
+            self._working.remove()
             queue.release()
 
     # ---- facts ---------------------------------------------------------------------------------

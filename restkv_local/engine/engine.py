@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import native
 from ..config import GUIDE_MAX, check_sampling
-from ..errors import Cancelled, ConfigError, ContextOverflow, EvictionError
+from ..errors import ConfigError, ContextOverflow, EvictionError
 from ..native.binding import LIBRARY, c
 from . import prefill
+from .archive import recall_report
+from .decoding import Decoding
 from .guard import guarded
 from .options import by_name, sampling_of
-from .report import Turn
-from .speaking import Speaking
-from .state import EngineState, check_origin, check_tokens, origin, read_blob, write_blob
+from .report import RecallReport, Turn
+from .state import EngineState, check_no_archive, check_origin, check_tokens, origin, read_blob, write_blob
 
 
 def _as_list(tokens: Sequence[int]) -> list[int]:
@@ -32,7 +32,7 @@ def _as_list(tokens: Sequence[int]) -> list[int]:
 
 
 @guarded
-class Engine(Speaking):
+class Engine(Decoding):
     """A model in a KV cache of `evict.budget + reserve` cells, for texts of up to n_ctx positions.
 
     model_path: a GGUF file; None is the embedded model. n_ctx: limit in positions, rounded up to 256; 0 is what the
@@ -45,6 +45,8 @@ class Engine(Speaking):
     Calls from several threads queue. `cancel` and `report` may be called at any time from any thread.
     Raises ModelError, ConfigError (before the model is loaded), ContextOverflow, Cancelled and EvictionError.
     """
+
+    _contained = False  # a prompt is read whose cells are as they were when it was read before
 
     # ---- reading -------------------------------------------------------------------------------
 
@@ -69,11 +71,12 @@ class Engine(Speaking):
             n_evictions = self._facts_open.n_evictions
             prompt = len(tokens) > 1 or (self._generating and self._turn.completion_tokens == 0)
             try:
-                if len(tokens) == 1:
+                if len(tokens) == 1 and not (prompt and self.plan.recalls and not self._contained):
                     prefill.step(self, tokens[0])
                     self._read(1, 1)
                 else:
-                    prefill.read(self, tokens, prefill.guide_tokens(self.plan, self._guide_of(tokens), tokens))
+                    guide = self._guide_of(tokens) if self.plan.guide else []
+                    prefill.read(self, tokens, prefill.guide_tokens(self.plan, guide, tokens))
             except BaseException:
                 self._resync()
                 raise
@@ -96,9 +99,7 @@ class Engine(Speaking):
         Raises what eval raises, and EvictionError when cells after n_tokens cannot be removed.
         """
         with self._call():
-            if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
-                why = self._facts_open.why_not_cut(self.n_tokens)
-                raise EvictionError(f"the text cannot go on at {self.n_tokens}: {why}; start again with reset()")
+            self._cut_here()
             if self.n_tokens + len(tokens) > self._n_ctx:
                 raise ContextOverflow(
                     f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}; "
@@ -124,112 +125,58 @@ class Engine(Speaking):
                 raise
             return found
 
+    def recall(self, question: str | Sequence[int] | None = None) -> RecallReport:
+        """Choose the cells of every layer again, among all that was read, for what is going to be asked.
+
+        question: text or tokens that are run behind what was read, choose by their queries, and are dropped again; of a
+        long one the last plan.archive.guide tokens. None: the queries of the last `window` tokens choose.
+        Raises ConfigError without an archive, ArchiveError where rows cannot be written or read, and what eval raises.
+        """
+        with self._call():
+            start, before = time.perf_counter(), self._facts_open.archive
+            if before is None:
+                raise ConfigError("this engine has no archive to recall from; make it with EvictConfig(archive='ram')")
+            guide = [] if question is None else self._as_guide(question)
+            self._cut_here()
+            try:
+                if self._facts_open.position_exact > 0:  # else nothing has been evicted
+                    if len(guide) > self._free:
+                        self._evict()
+                    self._with_guide(guide, LIBRARY.restkv_recall)
+            except BaseException:
+                self._resync()
+                raise
+            finally:
+                self._collect()
+            after = self._facts_open.archive or before
+            return recall_report(before, after, self.plan, time.perf_counter() - start)
+
+    def _as_guide(self, question: str | Sequence[int]) -> list[int]:
+        """The tokens of a question that can be run behind the text; the last ones, where it is long."""
+        archive = self.plan.archive
+        given = _as_list(question) if not isinstance(question, str) else self.tokenize(question.encode(), add_bos=False)
+        if not given:
+            raise ConfigError("the question is empty; leave it out to recall by the end of the text")
+        if archive is None or archive.guide == 0:
+            raise ConfigError("the recurrent layers of this model cannot forget a question; use recall() without one")
+        return given[-max(1, min(archive.guide, self._n_ctx - self.n_tokens)) :]
+
+    def _cut_here(self) -> None:
+        """Remove cells at and after n_tokens. Raises EvictionError where that cannot be exact."""
+        if not self._cut(self.n_tokens):
+            why = self._facts_open.why_not_cut(self.n_tokens)
+            raise EvictionError(f"the text cannot go on at {self.n_tokens}: {why}; start again with reset()")
+
     def _truncate(self) -> list[int]:
         """Remove cells at and after n_tokens. Where that cannot be exact, all go; returns the text before, to be read
         again."""
-        if self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+        if self._cut(self.n_tokens):
             return []
         before: list[int] = self.input_ids[: self.n_tokens].tolist()
         self._turn.reevaluated = self._reason(len(before), len(before))
         self.reset()
         self._announce(self._turn.reevaluated)
         return before
-
-    def _decode(self, tokens: Sequence[int], every_logit: bool = False) -> None:
-        first, n = self.n_tokens, len(tokens)
-        if self._stop.value:
-            raise Cancelled("stopped by cancel()")
-        self._batch.set_batch(batch=tokens, n_past=first, logits_all=every_logit)
-        self._restored = None
-        self._requires_eval = True
-        self.input_ids[first : first + n] = tokens
-        native.forget_failure()
-        status = c.llama_decode(self._ctx.ctx, self._batch.batch)
-        if status == 2:
-            raise Cancelled("stopped by cancel()")
-        if status == 1:
-            failed = native.failure()
-            if failed is None:
-                raise EvictionError(
-                    f"{n} tokens do not fit the {self._free} cells that are free: decode smaller batches"
-                )
-            raise native.error_type(failed.status)(
-                f"no cell is free for {n} tokens, and the eviction failed: {failed.reason}"
-            )
-        if status != 0:
-            raise EvictionError(f"llama.cpp failed to decode {n} tokens at position {first} (status {status})")
-        self.n_tokens = first + n
-        self._requires_eval = False
-
-    @property
-    def _cells(self) -> int:
-        return self._facts_open.cells
-
-    @property
-    def _free(self) -> int:
-        return self._facts_open.free
-
-    def _evict(self) -> None:
-        native.check(LIBRARY.restkv_evict(self._ctx.ctx, 0))
-
-    def _run_guide(self, guide: Sequence[int]) -> None:
-        start, first = time.perf_counter(), self.n_tokens
-        seen = self._facts_open.evict_seconds
-        try:
-            for i in range(0, len(guide), self.n_batch):
-                self._decode(guide[i : i + self.n_batch])
-            native.check(LIBRARY.restkv_evict(self._ctx.ctx, len(guide)))
-        except BaseException:
-            self._ctx.kv_cache_seq_rm(-1, first, -1)
-            raise
-        finally:
-            self.n_tokens = first
-            self._requires_eval = True  # the logits are the guide's
-        self._collect()
-        evicting = self._facts_open.evict_seconds - seen
-        self._turn.guide_seconds += time.perf_counter() - start - evicting
-
-    def _take_back(self, n: int) -> list[int]:
-        first = self.n_tokens - n
-        if first <= 0 or not self._ctx.kv_cache_seq_rm(-1, first, -1):
-            return []
-        taken: list[int] = self.input_ids[first : self.n_tokens].tolist()
-        self.n_tokens = first
-        self._requires_eval = True  # the logits are those of a token that is gone
-        return taken
-
-    def _read(self, done: int, total: int) -> None:
-        self._collect()
-        if self.n_tokens > self.plan.n_ctx_train > 0:
-            self._notice(self.plan.beyond_training)
-        if total > 1 and self.on_progress is not None:
-            with self._callback():
-                self.on_progress(done, total)
-        if done < total and self._stop.value:
-            raise Cancelled("stopped by cancel()")
-
-    def _collect(self) -> None:
-        facts = self._facts_open
-        before = facts.evict_seconds
-        for eviction in facts.collect():
-            self._turn.guided_evictions += eviction.guide > 0
-            if self.on_evict is not None:
-                with self._callback():
-                    self.on_evict(eviction)
-            if facts.backend_reason:
-                self._notice(f"evictions do not run as graphs where the cache lives: {facts.backend_reason}")
-        self._turn.evict_seconds += facts.evict_seconds - before
-
-    def _resync(self) -> None:
-        """After a stop or a failure: n_tokens is what the cache really holds."""
-        if self._is_recurrent or self._is_hybrid:
-            # A recurrent state cannot go back to before the batch that was stopped.
-            self.reset()
-            return
-        self.n_tokens = self._facts_open.positions  # whole ubatches of a stopped chunk stay; 0 when the cache was lost
-        if self.n_tokens == 0:
-            self._restored = None
-            self._requires_eval = True  # there are no logits either
 
     def reset(self) -> None:
         """Forget the text; the cells are free at once."""
@@ -274,7 +221,7 @@ class Engine(Speaking):
                 self._turn.completion_tokens += 1
                 sent = yield token
         finally:
-            self._generating = False
+            self._generating = self._contained = False
             if inner is not None:
                 inner.close()
             self._sampler = None  # sample() by itself goes by its own arguments
@@ -282,17 +229,33 @@ class Engine(Speaking):
     def _prepare(self, tokens: list[int]) -> int:
         """Cut the cache to what a prompt shares with it, or clear it; returns the tokens that need not be read."""
         shared: int = self.longest_token_prefix(self._input_ids.tolist(), tokens)
+        self._contained = False
         if shared == self.n_tokens and shared == len(tokens) and not self._requires_eval:
             return shared
         keep = shared - 1 if shared == len(tokens) else shared
+        if keep < shared and self.plan.recalls:
+            keep = self._again_from(tokens)
         if keep == self.n_tokens or keep <= 0:
             return max(keep, 0)
-        if self._ctx.kv_cache_seq_rm(-1, keep, -1):
+        if self._cut(keep):
+            self.n_tokens = keep  # Llama.generate looks for itself how much the cache shares with the prompt
+            self._requires_eval = True
             return keep
         if shared > 1:  # more than the token that starts every text
             self._pending_reason = self._reason(shared, keep)
         self.reset()
         return 0
+
+    def _again_from(self, tokens: list[int]) -> int:
+        """Where a prompt that the cache holds whole is read again, so that there are logits.
+
+        At its last token, with the cells as they were for it, where nothing has been evicted since; else at its
+        question, whose queries then choose the cells again.
+        """
+        last = len(tokens) - 1
+        self._contained = self._facts_open.position_exact <= last
+        guide = [] if self._contained else (self._guide_of(tokens) or tokens[-self.plan.window :])[-GUIDE_MAX:]
+        return last if self._contained else min(last, max(1, len(tokens) - len(guide)))
 
     def _reason(self, shared: int, cut: int) -> str:
         """Why a text that shares so many positions with the cache is read again, which cannot be cut at `cut`."""
@@ -304,6 +267,7 @@ class Engine(Speaking):
 
     def _begin_turn(self, prompt_tokens: int, reused: int) -> None:
         self._turn = Turn(prompt_tokens=prompt_tokens, reused_tokens=reused)
+        self._facts_open.begin_turn()
         reason, self._pending_reason = self._pending_reason, None
         if reason is not None:
             self._turn.reevaluated = reason
@@ -315,7 +279,7 @@ class Engine(Speaking):
         That is the end of the prompt from the question on; the question alone when the prompt does not end with it.
         """
         text = self.guide if self.guide is not None else self._asked
-        if not text or self.plan.guide == 0:
+        if not text:
             return []
         question: list[int] = self.tokenize(text.encode(), add_bos=False, special=False)
         return prefill.tail_from(text.encode(), prompt[-len(question) - GUIDE_MAX :], self._pieces) or question
@@ -329,6 +293,7 @@ class Engine(Speaking):
     def save_state(self) -> EngineState:
         """A copy of the cache (the cells in use), its tokens and its last logits."""
         with self._call():
+            check_no_archive(self.plan)
             blob = read_blob(self._ctx.ctx)
             return EngineState(
                 input_ids=self.input_ids[: self.n_tokens].copy(),
@@ -340,9 +305,16 @@ class Engine(Speaking):
                 logits=None if self._requires_eval else self._last_logits(),
             )
 
+    def set_cache(self, cache: Any) -> None:
+        """Llama.set_cache: states of what was read go there, and come back. Raises ConfigError with an archive."""
+        if cache is not None:
+            check_no_archive(self.plan)
+        super().set_cache(cache)
+
     def load_state(self, state: Any) -> None:
         """Continue from a saved state. One that does not fit raises ConfigError and leaves the engine empty."""
         with self._call():
+            check_no_archive(self.plan)
             self.reset()
             check_origin(state, self._origin())
             check_tokens(state, self._n_vocab)

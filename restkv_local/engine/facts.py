@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..native.binding import LIBRARY, c
 from ..paths import shown
 from ..plan.devices import DeviceMemory
 from ..plan.memory import MemoryPlan
+from .archive import archive_report, archive_stats, recalled_between
 from .report import Eviction, Report, Turn
 
 EVENTS_MAX = 256
@@ -25,7 +27,7 @@ class Facts:
     """Reads restkv_stats and restkv_events of one context. A context that never evicts (method "full") has none of
     them and gets the figures of its plan."""
 
-    def __init__(self, ctx: Any, plan: MemoryPlan) -> None:
+    def __init__(self, ctx: Any, plan: MemoryPlan, archive_path: Path | None = None) -> None:
         self._ctx = ctx
         self._plan = plan
         self._memory = c.llama_get_memory(ctx)
@@ -36,6 +38,8 @@ class Facts:
         self._evictions: deque[Eviction] = deque(maxlen=EVENTS_MAX)
         self.evict_seconds = 0.0
         self.memory = memory_of(ctx)
+        self._archive_path = archive_path
+        self._archive = self._archive_before = self.archive
 
     @property
     def positions(self) -> int:
@@ -72,8 +76,11 @@ class Facts:
 
     def why_not_cut(self, position: int) -> str:
         """Why the cache, which refused to be cut at a position, could not be."""
+        failed = native.failure()  # first: what is asked next forgets it
+        if failed is not None and failed.status == native.ARCHIVE:
+            return failed.reason
         exact = self.position_exact
-        if position < exact:
+        if position < exact and self._plan.archive is None:
             return f"cells before position {exact} have been evicted for what followed"
         if self._recurrent:
             return "the state of its recurrent layers cannot go back"
@@ -93,6 +100,16 @@ class Facts:
     def look(self) -> None:
         """Take the figures that `report` gives, at a moment when no other thread uses the context."""
         self._seen = self._stats(), self.positions
+        self._archive = self.archive
+
+    @property
+    def archive(self) -> native.ArchiveStats | None:
+        """What the archive says of itself, now."""
+        return archive_stats(self._ctx, self._plan)
+
+    def begin_turn(self) -> None:
+        """What is recalled from here on belongs to the next turn."""
+        self._archive_before = self.archive
 
     def collect(self) -> list[Eviction]:
         """Evictions since the last call, oldest first (at most the last 256)."""
@@ -155,6 +172,8 @@ class Facts:
             allocation=plan.allocation,
             budget_total=plan.shares.total,
             memory=self.memory,
+            archive=archive_report(self._archive, self._archive_path),
+            **recalled_between(self._archive_before, self._archive, plan),
             **vars(turn),
         )
 

@@ -1,11 +1,15 @@
-"""How tokens are read: three ways for a prompt that is longer than the cells, one for a token of an answer.
+"""How tokens are read: four ways for a prompt that is longer than the cells, one for a token of an answer.
 
 stream: in chunks; llama_decode itself evicts when no cell is free.
 exact: the whole text with full attention (there are cells for the whole context), one eviction at its end.
 guided: like stream, but each eviction is scored by the user's question: its tokens are run first, and dropped again.
   llama_decode never evicts by itself then: a guide runs only where cells are free for it.
+recall: with an archive. Each chunk chooses the cells again, in every layer before it attends; an eviction only drops
+  the cells since the one before. A chunk is one ubatch, or the reserve where that is smaller, whatever cells are free:
+  which chunks there are follows from the length of the prompt alone.
 
-Chunks end where the free cells end. So evictions happen at the same positions whatever the size of a batch is.
+The chunks of the others end where the free cells end. So evictions happen at the same positions whatever the size of a
+batch is.
 """
 
 from __future__ import annotations
@@ -24,6 +28,10 @@ class Reader(Protocol):
     n_tokens: int
 
     @property
+    def _chunk(self) -> int:
+        """Most tokens of a chunk that is read with recall."""
+
+    @property
     def _cells(self) -> int:
         """Cells in use now, per layer and KV head on average."""
 
@@ -33,6 +41,9 @@ class Reader(Protocol):
 
     def _decode(self, tokens: Sequence[int]) -> None:
         """Decode at most plan.n_batch tokens at the next positions."""
+
+    def _read_chunk(self, tokens: Sequence[int]) -> None:
+        """Decode a chunk with recall, after an eviction where it does not fit; without an effect when that fails."""
 
     def _evict(self) -> None:
         """Evict down to the budget."""
@@ -48,9 +59,16 @@ class Reader(Protocol):
 
 
 def read(engine: Reader, tokens: Sequence[int], guide: Sequence[int]) -> None:
-    """Read a prompt (more than one token) the way the plan says."""
+    """Read a prompt the way the plan says; of one token only with recall, else that is a step."""
     plan = engine.plan
     total = len(tokens)
+    if plan.recalls:
+        engine._read(0, total)
+        for done in range(0, total, engine._chunk):
+            chunk = tokens[done : done + engine._chunk]
+            engine._read_chunk(chunk)
+            engine._read(done + len(chunk), total)
+        return
     guided = plan.prefill == "guided" and plan.evicts
     exact = plan.prefill == "exact"
     done = 0

@@ -41,6 +41,42 @@ class Eviction:
 
 
 @dataclass(frozen=True)
+class ArchiveReport:
+    """The archive of an engine: the rows of its evicting layers, outside the cells.
+
+    place: "ram" or "file"; path: of the file, or None. types: of its rows of K and V. rows: positions that are in it.
+    bytes: that it can grow to, where it lies; host_bytes: of it and its buffers in memory now. written_bytes,
+    read_bytes, write_seconds: since the model was loaded.
+    """
+
+    place: str
+    types: tuple[str, str]
+    rows: int
+    bytes: int
+    host_bytes: int
+    written_bytes: int
+    read_bytes: int
+    write_seconds: float
+    path: str | None
+
+
+@dataclass(frozen=True)
+class RecallReport:
+    """What Engine.recall did.
+
+    seconds: all of it, running the question included. bytes: read from the archive. cells: chosen, per layer and KV
+    head; moved: of them, those that were copied from the archive; live_share: part of them that was in the cells
+    already. Where nothing has been evicted there is nothing to choose: no cells, and a live_share of 1.
+    """
+
+    seconds: float
+    bytes: int
+    cells: int
+    moved: int
+    live_share: float
+
+
+@dataclass(frozen=True)
 class Report:
     """State of an engine, and figures of its last turn (the last prompt and its answer).
 
@@ -49,13 +85,15 @@ class Report:
     not, or None), context (positions), allocation, budget, budget_total (cells of all KV heads and layers that survive
     an eviction), reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes, sums_bytes,
     positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once), memory
-    (what was allocated at load, by device).
+    (what was allocated at load, by device), archive (None without one).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prefill_evictions (while the
     prompt was read; guided_evictions of them scored by the question), prompt_tokens, reused_tokens (already in the
     cache), read_tokens (the others, or what was read of them before a stop), reevaluated (why cached text was read
     again, or None), prefill_seconds (guide_seconds of it for running the question), evict_seconds (inside prefill and
-    decode), decode_seconds, completion_tokens.
+    decode), decode_seconds, completion_tokens, recalled (how often cells were chosen again: once per chunk that was
+    read, or per question), recalled_cells (chosen then, added up, per layer and KV head), copied_cells (of them, those
+    that came from the archive), recall_seconds (inside prefill).
     """
 
     model: str
@@ -94,6 +132,11 @@ class Report:
     allocation: str = EvictConfig.allocation
     budget_total: int = 0
     memory: list[DeviceMemory] = field(default_factory=list)
+    archive: ArchiveReport | None = None
+    recalled: int = 0
+    recalled_cells: int = 0
+    copied_cells: int = 0
+    recall_seconds: float = 0.0
 
 
 @dataclass

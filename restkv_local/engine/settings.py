@@ -31,6 +31,8 @@ class EngineSettings:
     allocation: str = EvictConfig.allocation
     main_gpu: int | None = None
     tensor_split: tuple[float, ...] | None = None
+    archive: str = "none"
+    archive_type: str = EvictConfig.archive_type
 
     def __post_init__(self) -> None:
         self.split()
@@ -43,6 +45,8 @@ class EngineSettings:
             "method": self.method,
             "allocation": self.allocation,
             "unverified": self.unverified,
+            "archive": self.archive,
+            "archive_type": self.archive_type,
         }
         if self.prefill is not None:
             chosen["prefill"] = self.prefill
@@ -75,6 +79,7 @@ class EngineSettings:
         kv_type = self.kv_type if isinstance(self.kv_type, str) else ",".join(self.kv_type)
         words = ["--budget", str(self.budget), "--method", self.method]
         words += ["--kv-type", kv_type, "--gpu-layers", str(self.gpu_layers)]
+        words += ["--archive", self.archive, "--archive-type", self.archive_type]
         for name in ("model", "allocation", "reserve", "threads", "seed"):
             if (value := getattr(self, name)) is not None:
                 words += [f"--{name}", str(value)]

@@ -15,6 +15,7 @@ from ..errors import ConfigError, EvictionError
 from ..models.fingerprint import fingerprint
 from ..native import quiet
 from ..native.binding import c
+from ..plan.memory import MemoryPlan
 
 # Settings of a context that turn its keys.
 _ROPE = (
@@ -55,6 +56,14 @@ def read_blob(ctx: Any) -> bytearray:
         raise EvictionError("the state of the cache cannot be read; nothing was saved")
     del blob[written:]
     return blob
+
+
+def check_no_archive(plan: MemoryPlan) -> None:
+    """Refuse states of an engine with an archive: after them a recall would miss what they do not hold."""
+    if plan.archive is not None:
+        raise ConfigError(
+            "a state does not hold the archive yet: read the text again instead, or make the engine with archive='none'"
+        )
 
 
 def origin(engine: Any, made_of: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .library import Failure, check, error_type, failure, forget_failure, lib, methods
 from .location import library_dir
-from .params import arm_shares, params_from
+from .params import arm_archive, arm_shares, params_from
 from .structs import (
     ABI_VERSION,
     ALLOCATION,
+    ARCHIVE,
     DEVICE_KINDS,
     GGML_F16,
     GGML_F32,
@@ -20,6 +21,7 @@ from .structs import (
     NO_MEMORY,
     NOTHING,
     OK,
+    PLACE,
     POOLING,
     REASON_MAX,
     REDUCE,
@@ -30,6 +32,8 @@ from .structs import (
     STATE,
     TEXT_MAX,
     UNSUPPORTED,
+    ArchiveParams,
+    ArchiveStats,
     Device,
     DeviceTimes,
     Event,
@@ -37,6 +41,7 @@ from .structs import (
     Memory,
     ModelInfo,
     Params,
+    RecallArgs,
     ScoreArgs,
     ScoreOut,
     ShareParams,
@@ -46,6 +51,9 @@ from .structs import (
 __all__ = [
     "ABI_VERSION",
     "ALLOCATION",
+    "ARCHIVE",
+    "ArchiveParams",
+    "ArchiveStats",
     "DEVICE_KINDS",
     "Device",
     "DeviceTimes",
@@ -65,12 +73,14 @@ __all__ = [
     "NOTHING",
     "NO_MEMORY",
     "OK",
+    "PLACE",
     "POOLING",
     "Params",
     "REASON_MAX",
     "REDUCE",
     "REFUSAL_MAX",
     "ROWS",
+    "RecallArgs",
     "SIGNATURES",
     "STAGES",
     "STATE",
@@ -80,6 +90,7 @@ __all__ = [
     "Stats",
     "TEXT_MAX",
     "UNSUPPORTED",
+    "arm_archive",
     "arm_shares",
     "check",
     "error_type",

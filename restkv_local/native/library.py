@@ -11,9 +11,21 @@ import os
 import sys
 from typing import NamedTuple
 
-from ..errors import ConfigError, EvictionError, LibraryError, ModelError
+from ..errors import ArchiveError, ConfigError, EvictionError, LibraryError, ModelError
 from .location import BINDINGS_VARIABLE, PATH_VARIABLE, library_dir, library_file
-from .structs import ABI_VERSION, GONE, INVALID, IO, NO_MEMORY, NOTHING, OK, SIGNATURES, STATE, UNSUPPORTED
+from .structs import (
+    ABI_VERSION,
+    ARCHIVE,
+    GONE,
+    INVALID,
+    IO,
+    NO_MEMORY,
+    NOTHING,
+    OK,
+    SIGNATURES,
+    STATE,
+    UNSUPPORTED,
+)
 
 _ERRORS: dict[int, type[Exception]] = {
     INVALID: ConfigError,
@@ -22,6 +34,7 @@ _ERRORS: dict[int, type[Exception]] = {
     NO_MEMORY: EvictionError,
     GONE: EvictionError,
     STATE: ConfigError,
+    ARCHIVE: ArchiveError,
 }
 
 

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import ctypes as C
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import EvictConfig
+from ..config import GUIDE_MAX, RECALL_KERNEL, RECALL_ROWS, RECALL_SINKS, EvictConfig
 from .library import check, lib
-from .structs import ALLOCATION, INDICATOR, METRIC_MODE, POOLING, REDUCE, ROWS, STAGES, Params, ShareParams
+from .structs import (
+    ALLOCATION,
+    INDICATOR,
+    METRIC_MODE,
+    PLACE,
+    POOLING,
+    REDUCE,
+    ROWS,
+    STAGES,
+    ArchiveParams,
+    Params,
+    ShareParams,
+)
 
 if TYPE_CHECKING:
     from ..plan.allocation import Shares
+    from ..plan.archive import ArchivePlan
     from ..reference.params import ScoreParams
 
 
@@ -68,3 +83,25 @@ def arm_shares(config: EvictConfig, shares: Shares) -> None:
         floor=config.floor,
     )
     check(lib().restkv_arm_shares(C.byref(args)))
+
+
+def arm_archive(archive: ArchivePlan | None, types: tuple[int, int] | None, path: Path | None) -> None:
+    """Give the armed cache of this thread its archive; call after restkv_arm.
+
+    types: ggml types of its rows of K and V; None: those of the cache. path: of its file.
+    """
+    if archive is None:
+        return
+    type_k, type_v = types or (-1, -1)
+    args = ArchiveParams(
+        place=PLACE[archive.place],
+        type_k=type_k,
+        type_v=type_v,
+        n_ctx=archive.rows,
+        path=None if path is None else os.fsencode(path),
+        n_rows=RECALL_ROWS,
+        kernel=RECALL_KERNEL,
+        sinks=RECALL_SINKS,
+        n_guide=GUIDE_MAX,
+    )
+    check(lib().restkv_arm_archive(C.byref(args)))

@@ -7,13 +7,13 @@ from typing import Any
 
 from .. import config
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
 TEXT_MAX = 128
 
-OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY, GONE, STATE = range(8)
+OK, INVALID, UNSUPPORTED, NOTHING, IO, NO_MEMORY, GONE, STATE, ARCHIVE = range(9)
 
 # Numbers of the enums of restkv.h, which list the values of a setting in the same order; two begin with one more.
 POOLING = {name: i for i, name in enumerate(config.POOLINGS)}
@@ -23,6 +23,7 @@ REDUCE: dict[str | None, int] = {name: i for i, name in enumerate((None, *config
 INDICATOR = {name: i for i, name in enumerate(config.INDICATORS)}
 ROWS = {name: i for i, name in enumerate((*config.ROWS, "sum"), start=1)}
 STAGES = {name: i for i, name in enumerate(config.STAGES)}
+PLACE = {name: i for i, name in enumerate(config.PLACES)}
 # Kinds of devices, by restkv_device_kind.
 DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
 # ggml types of the arrays that restkv_score takes.
@@ -120,6 +121,43 @@ class ShareParams(C.Structure):
     ]
 
 
+class ArchiveParams(C.Structure):
+    """restkv_archive_params"""
+
+    _fields_ = [
+        ("place", C.c_int32),
+        ("type_k", C.c_int32),
+        ("type_v", C.c_int32),
+        ("n_ctx", C.c_uint32),
+        ("path", C.c_char_p),
+        ("n_rows", C.c_uint32),
+        ("kernel", C.c_uint32),
+        ("sinks", C.c_uint32),
+        ("n_guide", C.c_uint32),
+    ]
+
+
+class ArchiveStats(C.Structure):
+    """restkv_archive_stats"""
+
+    _fields_ = [
+        ("place", C.c_int32),
+        ("type_k", C.c_int32),
+        ("type_v", C.c_int32),
+        ("n_rows", C.c_uint32),
+        ("bytes", C.c_uint64),
+        ("bytes_host", C.c_uint64),
+        ("bytes_written", C.c_uint64),
+        ("bytes_read", C.c_uint64),
+        ("us_write", C.c_uint64),
+        ("n_recalls", C.c_uint64),
+        ("n_chosen", C.c_uint64),
+        ("n_copied", C.c_uint64),
+        ("us_score", C.c_uint64),
+        ("us_copy", C.c_uint64),
+    ]
+
+
 class Event(C.Structure):
     """restkv_event"""
 
@@ -203,6 +241,34 @@ class ScoreOut(C.Structure):
     ]
 
 
+class RecallArgs(C.Structure):
+    """restkv_recall_args. keep: the arrays that it points to, which must outlive it."""
+
+    keep: object = None
+    _fields_ = [
+        ("n_head", C.c_uint32),
+        ("n_head_kv", C.c_uint32),
+        ("n_embd_head", C.c_uint32),
+        ("n_queries", C.c_uint32),
+        ("n_archive", C.c_uint32),
+        ("n_own", C.c_uint32),
+        ("n_rows", C.c_uint32),
+        ("kernel", C.c_uint32),
+        ("sinks", C.c_uint32),
+        ("window", C.c_uint32),
+        ("budget", C.c_uint32),
+        ("n_threads", C.c_uint32),
+        ("type_k", C.c_int32),
+        ("attn_scale", C.c_float),
+        ("softcap", C.c_float),
+        ("q", C.c_void_p),
+        ("row_pos", C.c_void_p),
+        ("k", C.c_void_p),
+        ("k_own", C.c_void_p),
+        ("attn_sinks", C.c_void_p),
+    ]
+
+
 class Device(C.Structure):
     """restkv_device"""
 
@@ -260,13 +326,18 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_arm": (C.c_int, [C.POINTER(Params), C.c_char_p, C.c_char_p]),
     "restkv_disarm": (None, []),
     "restkv_arm_shares": (C.c_int, [C.POINTER(ShareParams)]),
+    "restkv_arm_archive": (C.c_int, [C.POINTER(ArchiveParams)]),
     "restkv_evict": (C.c_int, [C.c_void_p, C.c_uint32]),
+    "restkv_recall": (C.c_int, [C.c_void_p, C.c_uint32]),
+    "restkv_set_reading": (C.c_int, [C.c_void_p, C.c_bool]),
+    "restkv_get_archive": (C.c_int, [C.c_void_p, C.POINTER(ArchiveStats)]),
     "restkv_get_stats": (C.c_int, [C.c_void_p, C.POINTER(Stats)]),
     "restkv_get_events": (C.c_uint32, [C.c_void_p, C.POINTER(Event), C.c_uint32]),
     "restkv_kept": (C.c_int32, [C.c_void_p, C.c_uint32, C.c_uint32, C.POINTER(C.c_int32), C.c_uint32]),
     "restkv_get_memory": (C.c_uint32, [C.c_void_p, C.POINTER(Memory), C.c_uint32]),
     "restkv_abort_on_flag": (C.c_bool, [C.c_void_p]),
     "restkv_score": (C.c_int, [C.POINTER(ScoreArgs), C.POINTER(ScoreOut)]),
+    "restkv_recall_score": (C.c_int, [C.POINTER(RecallArgs), C.c_void_p, C.c_void_p]),
     "restkv_score_on": (C.c_int, [C.POINTER(ScoreArgs), C.c_char_p, C.c_uint64, C.POINTER(ScoreOut)]),
     "restkv_select": (C.c_int, [C.c_void_p, C.c_uint32, C.c_uint32, C.c_void_p]),
     "restkv_share": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ..config import (
 from ..errors import ConfigError, ModelError
 from . import machine
 from .allocation import Shares, share_out
+from .archive import ArchivePlan, check_archive, plan_archive
 from .ladder import plan_ladder
 
 # Families whose attention, as it is scored, was checked against the reference (tests/native/test_parity.py).
@@ -46,7 +48,11 @@ KvType = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Probe:
-    """What restkv_model_probe tells of a model file: see restkv_model_info in native/restkv.h."""
+    """What restkv_model_probe tells of a model file: see restkv_model_info in native/restkv.h.
+
+    bytes_archived, archive_refusal: bytes_per_cell and refusal of rows in the types of an archive that are not those of
+    the cache; 0 and "" without one.
+    """
 
     arch: str
     refusal: str
@@ -60,6 +66,8 @@ class Probe:
     n_ctx_train: int
     bytes_per_cell: int
     bytes_window: int
+    bytes_archived: int = 0
+    archive_refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class MemoryPlan:
     "pyramid" it is the mean over the layers, with "ada" a head may have up to shares.rows - budget cells more.
     shares: the budgets of the layers, and their total.
     guide: most tokens of a question that guided prefill runs. wo_bytes: an estimate; the report has the true figure.
-    sums_bytes: votes of the queries for each cell, of a method that counts them.
+    sums_bytes: votes of the queries for each cell, of a method that counts them. archive: outside the cells, or None.
     """
 
     model: Path
@@ -95,6 +103,7 @@ class MemoryPlan:
     sums_bytes: int
     allocation: str
     shares: Shares
+    archive: ArchivePlan | None = None
 
     @property
     def limit(self) -> int:
@@ -107,6 +116,11 @@ class MemoryPlan:
         return self.shares.rows - self.budget if self.allocation == "ada" else 0
 
     @property
+    def cache_bytes(self) -> int:
+        """Of K and V and of what lies beside them at load."""
+        return self.kv_bytes + self.ring_bytes + self.wo_bytes + self.sums_bytes
+
+    @property
     def evicts(self) -> bool:
         """Whether a text inside the context can be too long for the cells."""
         if self.method == "full":
@@ -114,6 +128,11 @@ class MemoryPlan:
         # An exact prefill ends at the budget; the other modes use every cell first.
         first = self.shares.first
         return first < self.context - 1 if self.prefill == "exact" else first + self.reserve < self.context
+
+    @property
+    def recalls(self) -> bool:
+        """Whether a prompt is read with recall: each chunk chooses its cells again."""
+        return self.prefill == "recall" and self.evicts
 
     @property
     def beyond_training(self) -> str:
@@ -137,10 +156,12 @@ class MemoryPlan:
     @property
     def summary(self) -> str:
         """One line for people."""
-        return (
+        cache = (
             f"{self.model.name}: {self.method}, budget {self.budget} + reserve {self.reserve} cells{self._shared}, "
             f"{machine.size(self.kv_bytes)} of KV cache for {self.context} positions"
         )
+        archive = self.archive
+        return cache if archive is None else f"{cache}, archive in {archive.place} {machine.size(archive.bytes)}"
 
 
 def kv_pair(kv_type: KvType) -> tuple[str, str]:
@@ -163,11 +184,12 @@ def plan_memory(
     n_batch: int = DEFAULT_BATCH,
     on_device: bool = False,
     free_bytes: int | None = None,
+    free_disk: Callable[[Path], int] | None = None,
 ) -> MemoryPlan:
     """Resolve budget, reserve and capacity for a probed model.
 
     n_ctx: positions; 0 is what the model was trained for. on_device: the cache lies in the memory of an accelerator,
-    which llama.cpp checks itself. free_bytes: memory of this machine (None asks the machine).
+    which llama.cpp checks itself. free_bytes: memory of this machine, free_disk: of a folder (None asks the machine).
     Raises ModelError for a model that cannot be evicted and ConfigError for settings that cannot work, with the
     smallest or largest that do.
     """
@@ -177,6 +199,7 @@ def plan_memory(
     types = kv_pair(kv_type)
     context = _round_up(n_ctx or probe.n_ctx_train)
     _check_model(path, probe, evict)
+    prefill = evict.prefill_used
 
     if evict.method == "full":
         budget, reserve, capacity = context, 0, context
@@ -185,13 +208,13 @@ def plan_memory(
         if budget + reserve > context:
             budget = min(budget, context - 1)
             reserve = context - budget
-        capacity = context if evict.prefill == "exact" else budget + reserve
+        capacity = context if prefill == "exact" else budget + reserve
     shares = share_out(evict, budget, probe.n_layer, probe.n_head_kv)
-    if evict.prefill == "exact":
+    if prefill == "exact":
         capacity += budget - shares.first  # the layer with the fewest rows has them for the whole context
     guide = 0
     if evict.method != "full" and capacity < context:
-        if evict.prefill == "guided":
+        if prefill == "guided":
             guide = min(GUIDE_MAX, reserve // 2)
             if probe.n_layer_swa:
                 # In pieces it would push cells out of the sliding window that are needed again after it.
@@ -215,7 +238,7 @@ def plan_memory(
         model=path,
         arch=probe.arch,
         method=evict.method,
-        prefill=evict.prefill,
+        prefill=prefill,
         context=context,
         budget=budget,
         reserve=reserve,
@@ -233,9 +256,20 @@ def plan_memory(
         sums_bytes=sums,
         allocation=evict.allocation,
         shares=shares,
+        archive=plan_archive(
+            evict,
+            types,
+            context=context,
+            bytes_per_row=probe.bytes_archived or probe.bytes_per_cell,
+            # a sliding window takes one batch back, not more; recurrent layers nothing
+            guide=0 if probe.n_layer_recurrent else min(reserve, n_batch) if probe.n_layer_swa else reserve,
+        ),
     )
+    free_bytes = machine.free_memory() if free_bytes is None else free_bytes
     if not on_device:
-        _check_fits(plan, machine.free_memory() if free_bytes is None else free_bytes)
+        _check_fits(plan, free_bytes)
+    if plan.archive is not None:
+        check_archive(plan.archive, 0 if on_device else plan.cache_bytes, free_bytes, free_disk)
     return plan
 
 
@@ -293,6 +327,11 @@ def _check_model(path: Path, probe: Probe, evict: EvictConfig) -> None:
         raise ModelError(
             f"{path.name} ({probe.arch}) cannot be evicted: {probe.refusal}; method='full' keeps every cell"
         )
+    if probe.archive_refusal:
+        raise ConfigError(
+            f"archive_type '{evict.archive_type}' does not fit {path.name}: {probe.archive_refusal}; "
+            f"use archive_type 'auto'"
+        )
     if probe.n_layer_recurrent and evict.prefill == "guided":
         raise ConfigError(f"{path.name} has recurrent layers, which cannot forget a guide; use prefill='stream'")
     if probe.arch not in VERIFIED and not evict.unverified:
@@ -303,9 +342,9 @@ def _check_model(path: Path, probe: Probe, evict: EvictConfig) -> None:
 
 
 def _check_fits(plan: MemoryPlan, free_bytes: int | None) -> None:
-    rest = plan.ring_bytes + plan.wo_bytes + plan.sums_bytes
-    if free_bytes is None or plan.kv_bytes + rest <= free_bytes:
+    if free_bytes is None or plan.cache_bytes <= free_bytes:
         return
+    rest = plan.cache_bytes - plan.kv_bytes
     cells = max(0, free_bytes - rest) // max(1, plan.bytes_per_cell) // CELL_PAD * CELL_PAD
     need = f"needs {machine.size(plan.kv_bytes)} of memory and {machine.size(free_bytes)} are free"
     if plan.method == "full" or plan.prefill == "exact":

@@ -28,7 +28,7 @@ ROOT = Path(chat.__file__).resolve().parents[3]
 JSON_KEYS = (
     "answer prompt_tokens completion_tokens context budget reserve capacity kv_bytes evictions prefill_mode method "
     "backend prefill_seconds evict_seconds decode_seconds peak_rss_bytes model "
-    "allocation budget_total"
+    "allocation budget_total archive archive_bytes recalled_cells copied_cells recall_seconds"
 ).split()
 BENCH_FIGURES = (
     "decode_ms stock_decode_ms decode_ratio prefill_tokens_per_s stock_prefill_tokens_per_s prefill_ratio evict_share "
@@ -83,12 +83,13 @@ def test_embedded_model_is_announced() -> None:
 def test_options_reach_the_engine() -> None:
     arguments = (
         "--model m.gguf --context 4096 --budget 256MB --reserve 700 --method snapkv --prefill exact --kv-type q8_0,q4_0"
-        " --threads 3 --gpu-layers -1 --seed 7 --temp 0.5 --system S --max-tokens 9 --unverified --ask hi"
+        " --threads 3 --gpu-layers -1 --seed 7 --temp 0.5 --system S --max-tokens 9 --unverified --archive-type q8_0"
+        " --ask hi"
     ).split()
     assert _chat(*arguments).exit_code == 0
     engine = FakeEngine.instances[0]
     assert engine.evict == EvictConfig(
-        budget="256MB", reserve=700, method="snapkv", prefill="exact", seed=7, unverified=True
+        budget="256MB", reserve=700, method="snapkv", prefill="exact", seed=7, unverified=True, archive_type="q8_0"
     )
     assert engine.n_ctx == 4096
     assert engine.options == {"kv_type": ("q8_0", "q4_0"), "n_threads": 3, "n_gpu_layers": -1, "seed": 7}
@@ -153,6 +154,9 @@ def test_defaults_are_those_of_the_configuration() -> None:
         (["--budget", "3"], "budget must be"),
         (["--method", "best"], "'best' is not one of"),
         (["--prefill", "fast"], "'fast' is not one of"),
+        (["--prefill", "recall"], "reads with an archive"),
+        (["--archive", "rma"], "or the path of a file (as ./NAME)"),
+        (["--archive", "ram", "--method", "h2o"], "counts votes"),
         (["--kv-type", "q3"], "is not one of f16"),
         (["--kv-type", "f16,f16,f16"], "is not one of f16"),
         (["--context", "0"], "--context"),
@@ -195,13 +199,44 @@ def test_documents_come_first_and_the_question_guides(tmp_path: Path) -> None:
     content = engine.requests[0]["messages"][0]["content"]
     assert content == "Document: a.txt\n\nalpha\nbeta\n\nDocument: standard input\n\ngamma\n\nwhy?"
     assert engine.guides == ["why?"]
+    assert (engine.evict.archive, json.loads(result.stdout)["prefill_mode"]) == ("file", "recall")
+
+
+def test_documents_without_an_archive_are_guided(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("alpha")
+    result = _chat("--file", str(tmp_path / "a.txt"), "--ask", "why?", "--archive", "none", "--json")
+    engine = FakeEngine.instances[0]
     assert engine.evict.prefill == json.loads(result.stdout)["prefill_mode"] == "guided"
+    assert engine.evict.archive == "none"
+
+
+def test_an_archive_that_cannot_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("alpha")
+    result = _chat("--file", str(tmp_path / "a.txt"), "--ask", "why?", "--method", "h2o")
+    assert result.exit_code == 0
+    assert "evicted rows are not kept" in result.stderr and "votes" in result.stderr
+    assert FakeEngine.instances[0].evict.prefill == "guided"
+
+
+@pytest.mark.parametrize(("layers", "place"), [("0", "file"), ("4", "ram")])
+def test_an_archive_lies_where_memory_is_free(tmp_path: Path, layers: str, place: str) -> None:
+    (tmp_path / "a.txt").write_text("alpha")
+    _chat("--file", str(tmp_path / "a.txt"), "--ask", "why?", "--gpu-layers", layers)
+    assert FakeEngine.instances[0].evict.archive == place
 
 
 def test_prefill_of_documents_can_be_chosen(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("alpha")
     _chat("--file", str(tmp_path / "a.txt"), "--ask", "why?", "--prefill", "stream")
     assert FakeEngine.instances[0].evict.prefill == "stream"
+
+
+@pytest.mark.parametrize("archive", ["ram", "file", "./rows.bin"])
+def test_documents_are_read_with_the_archive(tmp_path: Path, archive: str) -> None:
+    (tmp_path / "a.txt").write_text("alpha")
+    result = _chat("--file", str(tmp_path / "a.txt"), "--ask", "why?", "--archive", archive, "--json")
+    assert FakeEngine.instances[0].evict == EvictConfig(archive=archive)
+    assert json.loads(result.stdout)["prefill_mode"] == "recall"
 
 
 @pytest.mark.parametrize(

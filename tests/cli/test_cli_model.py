@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -36,16 +37,24 @@ SMALL = ("--context", "4096", "--budget", "256", "--reserve", "256", "--temp", "
 
 
 @pytest.mark.usefixtures("native")
-def test_real_document_is_read_guided_and_memory_is_reported(long_text: Path) -> None:
+def test_real_document_is_read_and_memory_is_reported(long_text: Path) -> None:
     done = _program("restkv_local.cli.chat.main", *SMALL, "--file", str(long_text), "--ask", "Who came?", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert list(found) == JSON_KEYS
     assert found["prompt_tokens"] > 512 and found["evictions"] > 0
     assert (found["capacity"], found["budget"], found["reserve"], found["context"]) == (512, 256, 256, 4096)
-    assert found["kv_bytes"] % 512 == 0 and found["prefill_mode"] == "guided"
-    assert 0 < found["evict_seconds"] < found["prefill_seconds"]
+    assert found["kv_bytes"] % 512 == 0 and (found["prefill_mode"], found["archive"]) == ("recall", "file")
+    assert 0 < found["recall_seconds"] < found["prefill_seconds"] and found["copied_cells"] > 0
     assert "embedded model" in done.stderr and "positions" in done.stderr
+
+
+@pytest.mark.usefixtures("native")
+def test_real_document_is_read_with_an_archive(long_text: Path) -> None:
+    arguments = (*SMALL, "--file", str(long_text), "--ask", "Who came?", "--archive", "file")
+    done = _program("restkv_local.cli.chat.main", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^recalled [\d,]+ cells in \d+\.\d s$", done.stderr, re.MULTILINE), done.stderr
 
 
 @pytest.mark.usefixtures("native")

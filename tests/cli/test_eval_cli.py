@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from eval_models import evaluate, lines, tiny  # noqa: F401
+from eval_models import Stops, evaluate, lines, tiny  # noqa: F401
 from restkv_local.errors import RestkvError
 from restkv_local.eval.report import html_page, markdown
 from restkv_local.eval.report.best import standings
@@ -97,29 +97,6 @@ def test_gpus_reach_the_engine(command: str, arguments: str, expected: dict[str,
     (options,) = refuses.options
     names = ("n_gpu_layers", "split_mode", "main_gpu", "tensor_split")
     assert {name: options[name] for name in names if name in options} == {"n_gpu_layers": 9, **expected}
-
-
-class Stops:
-    """Makes engines that stop, as Ctrl-C does, when so many prompts were read."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        from restkv_local import Engine
-
-        engine, outer = Engine(*args, **options), self
-        read = engine.eval
-
-        def limited(tokens: list[int]) -> None:
-            if len(tokens) > 1:
-                outer.left -= 1
-                if outer.left < 0:
-                    raise KeyboardInterrupt
-            read(tokens)
-
-        engine.eval = limited
-        return engine
 
 
 @pytest.mark.parametrize("prefill", ["exact", "stream", "guided"])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,16 @@ def test_the_tools_and_the_package_have_one_cache_folder(
         monkeypatch.setenv("RESTKV_CACHE", own)
     found = paths.cache_folder("wo")
     assert found is not None and found == cache_dir() / "wo" and found.is_dir()
+
+
+def test_large_files_go_to_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/tmp lies in memory on many systems; who names a folder gets that one."""
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(paths, "_ON_DISK", str(tmp_path))
+    assert paths.work_folder() == tmp_path
+    monkeypatch.setattr(paths, "_ON_DISK", str(tmp_path / "missing"))
+    assert paths.work_folder() == Path(tempfile.gettempdir())
+    monkeypatch.setattr(paths, "_ON_DISK", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    assert paths.work_folder() == Path(tempfile.gettempdir())

@@ -38,6 +38,13 @@ def turn_line(turn: Turn) -> str:
     )
 
 
+def recall_line(report: Report) -> str:
+    """What the last turn took from the archive; "" when it took nothing."""
+    if not report.copied_cells:
+        return ""
+    return f"recalled {report.copied_cells:,} cells in {report.recall_seconds:.1f} s"
+
+
 def turn_object(turn: Turn) -> dict[str, Any]:
     """What `--json` prints. Sizes in bytes, times in seconds, lengths in positions or cells."""
     report = turn.report
@@ -61,6 +68,11 @@ def turn_object(turn: Turn) -> dict[str, Any]:
         "model": report.model,
         "allocation": report.allocation,
         "budget_total": report.budget_total,
+        "archive": report.archive.place if report.archive else "none",
+        "archive_bytes": report.archive.bytes if report.archive else 0,
+        "recalled_cells": report.recalled_cells,
+        "copied_cells": report.copied_cells,
+        "recall_seconds": report.recall_seconds,
     }
 
 
@@ -84,6 +96,27 @@ def memory_rows(memory: Sequence[DeviceMemory]) -> list[tuple[str, str]]:
     return rows
 
 
+def archive_rows(report: Report) -> list[tuple[str, str]]:
+    """The archive, and what the last turn took from it, as names and values; nothing without one."""
+    archive = report.archive
+    if archive is None:
+        return []
+    place = "in memory" if archive.path is None else f"in {archive.path}"
+    now = f", {size(archive.host_bytes)} of memory now" if archive.host_bytes else ""
+    return [
+        (
+            "archive",
+            f"{archive.rows:,} positions {place}, {' and '.join(dict.fromkeys(archive.types))}, at most "
+            f"{size(archive.bytes)}{now}; {size(archive.written_bytes)} written, {size(archive.read_bytes)} read",
+        ),
+        (
+            "last recall",
+            f"{report.recalled_cells:,} cells in {report.recalled} recalls, {report.copied_cells:,} of them from the "
+            f"archive, in {report.recall_seconds:.2f} s",
+        ),
+    ]
+
+
 def report_rows(report: Report) -> list[tuple[str, str]]:
     """The report as names and values, for `/stats`."""
     rows = [
@@ -104,6 +137,7 @@ def report_rows(report: Report) -> list[tuple[str, str]]:
             "last prompt",
             f"{report.prefill_evictions} evictions, {report.guided_evictions} of them scored by the question",
         ),
+        *archive_rows(report),
         ("peak memory", size(peak_rss_bytes())),
         *memory_rows(report.memory),
     ]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ..._version import __version__
-from ...config import EvictConfig
 from ...engine.documents import STDIN, read_document
 from ...engine.settings import EngineSettings
-from ...errors import ConfigError
+from ...errors import ArchiveError, ConfigError
+from ...plan.machine import size
 from ..doctor.command import doctor
 from ..failure import one_line
 from ..options import CONTEXT_SETTINGS, Temperature, Utf8, engine_class, engine_options
@@ -35,13 +35,13 @@ _EPILOG = (
     cls=Program, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG, invoke_without_command=True,
     subcommand_metavar="[doctor ...]",
 )
-@engine_options()
+@engine_options(shown={"archive": "a file where documents or a conversation can have one, else none"})
 @click.option("--temp", type=Temperature(), default=None, help="Temperature of sampling; 0: the likeliest.")
 @click.option("--system", type=Utf8(), default=None, help="System prompt.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=None, help="Longest answer. No limit when not given.")
 @click.option(
     "--file", "files", metavar="PATH", multiple=True,
-    help="A text to put before the question; - for standard input. Repeatable. Read guided unless --prefill says else.",
+    help="A text to put before the question; - for standard input. Repeatable.",
 )
 @click.option("--ask", type=Utf8(), default=None, help="Answer this and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the answer's text.")
@@ -74,13 +74,13 @@ def main(
         raise click.UsageError("--file - can be given once: standard input ends")
     if ask is not None and not ask.strip():
         raise click.UsageError("--ask is empty; give a question")
-    guided = settings.prefill is None and (bool(files) or interactive)
+    ways = _ways(ctx, settings) if files or interactive else [{}]
     documents = [read_document(path) for path in files]
     question = ask if ask is not None else "" if interactive else _piped_question()
 
     ui = UI(quiet=as_json)
     mailbox = Mailbox()
-    engine = _load(settings, engine_class(ctx), mailbox, guided=guided)
+    engine = _load(settings, engine_class(ctx), mailbox, ways)
     try:
         for event in mailbox.rest():
             ui.draw(event)
@@ -109,23 +109,45 @@ def _refuse_options(ctx: click.Context) -> None:
 main.add_command(doctor)
 
 
-def _load(settings: EngineSettings, engine: Callable[..., Any], mailbox: Mailbox, *, guided: bool) -> Any:
-    """The engine. guided: read with the question as guide, where model and settings allow it. That is the way for
-    documents, and in a conversation one may come at any time."""
+def _ways(ctx: click.Context, settings: EngineSettings) -> list[dict[str, str]]:
+    """How documents and conversations are read where no option says it, as changes of the settings, best first: with an
+    archive, so that any question finds what it asks for; guided by the question; as it comes."""
+    if settings.prefill is not None:
+        return [{}]
+    guided = [{"prefill": "guided"}, {}]
+    if ctx.get_parameter_source("archive") is not ParameterSource.DEFAULT:
+        return guided if settings.archive == "none" else [{}]
+    if settings.method == "full":  # nothing is evicted
+        return guided
+    # where the cells lie in the memory of a card, that of the host is free for the rest
+    places = ["ram", "file"] if settings.gpu_layers else ["file"]
+    return [{"archive": place} for place in places] + guided
 
-    def make(evict: EvictConfig) -> Any:
+
+def _load(
+    settings: EngineSettings, engine: Callable[..., Any], mailbox: Mailbox, ways: Sequence[dict[str, str]]
+) -> Any:
+    """The engine, read in the first way that model, settings and machine allow; what was not possible is said."""
+    refused: dict[str, Exception] = {}
+    for way in ways:
         callbacks = {"on_progress": mailbox.progress, "on_notice": mailbox.notice}
-        return settings.load(engine, evict=evict, n_ctx=settings.context, **callbacks)
-
-    if not guided:
-        return make(settings.evict())
-    try:
-        return make(settings.evict(prefill="guided"))
-    except ConfigError as error:
-        # What is wrong may be the guide or another setting; without a guide the second try tells.
-        made = make(settings.evict())
-        mailbox.notice(f"long texts are read without the question as guide, which loses details: {error}")
+        try:
+            made = settings.load(engine, evict=settings.evict(**way), n_ctx=settings.context, **callbacks)
+        except (ConfigError, ArchiveError) as error:
+            # What is wrong may be another setting; then the last way fails too, and tells.
+            if way is ways[-1]:
+                raise
+            for name in way:
+                refused.setdefault(name, error)
+            continue
+        if "archive" in refused and "archive" not in way:
+            mailbox.notice(f"evicted rows are not kept, and a later question may miss them: {refused['archive']}")
+        if "prefill" in refused:
+            mailbox.notice(
+                f"long texts are read without the question as guide, which loses details: {refused['prefill']}"
+            )
         return made
+    raise AssertionError("there is always a way")
 
 
 def _piped_question() -> str:
@@ -150,6 +172,9 @@ def _converse(session: Session, ui: UI) -> None:
         f"{report.model}: context {report.context:,} positions, {report.capacity:,} cells "
         f"(budget {report.budget:,}); /help lists commands, Ctrl-D leaves"
     )
+    if report.archive is not None:
+        place = "in memory" if report.archive.path is None else f"in {report.archive.path} until you leave"
+        ui.notice(f"evicted rows are kept {place}, at most {size(report.archive.bytes)}: later questions find them")
     prompt = Prompt(SUMMARIES, WITH_PATH, ui.notice)
     while True:
         try:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgres
 from rich.table import Table
 from rich.text import Text
 
-from .figures import report_rows, turn_line
+from .figures import recall_line, report_rows, turn_line
 from .session import Turn
 from .worker import Event, Notice, Piece
 from .worker import Progress as Reading
@@ -69,7 +69,7 @@ class UI:
             self._bar.refresh()
 
     def end_turn(self, turn: Turn | None) -> None:
-        """After a request: close the bar, end the line, and print one dim line of figures (none for a failure)."""
+        """After a request: close the bar, end the line, and print dim lines of figures (none for a failure)."""
         self._end_bar()
         if self._column:
             self._write("\n")
@@ -79,7 +79,9 @@ class UI:
             self.notice(("stopped" if turn.answer else "stopped while reading") + _KEPT[turn.kept])
         elif turn.finish == "length":
             self.notice("the answer was cut: --max-tokens or the context is used up")
-        self.console.print(turn_line(turn), style="dim", markup=False, soft_wrap=True)
+        for line in (turn_line(turn), recall_line(turn.report)):
+            if line:
+                self.console.print(line, style="dim", markup=False, soft_wrap=True)
 
     def _write(self, text: str) -> None:
         # A model, or a document that it repeats, must not drive the terminal with control sequences.
