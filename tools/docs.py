@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 try:
-    from lib.docs import devices, portability, programs, quality, results, settings, tasks
+    from lib.docs import devices, portability, programs, quality, results, settings, tasks, turns
 except ModuleNotFoundError as err:
     sys.exit(f"docs.py: {err.name} is missing; run it inside the environment: . .venv/bin/activate")
 
@@ -46,6 +46,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "longbench tasks": tasks.longbench,
     "infinitebench tasks": tasks.infinitebench,
     "reason tasks": tasks.reason,
+    "turns": turns.tables,
+    "turns commands": turns.commands,
     "quality commands": quality.commands,
     "quality reading": quality.reading,
     "quality standing": quality.standing,

@@ -113,7 +113,7 @@ class Setting:
     @property
     def title(self) -> str:
         """For people."""
-        return "full cache" if self.full else f"{self.name}, budget {self.evict.budget}, {self.evict.prefill}"
+        return "full cache" if self.full else f"{self.name}, budget {self.evict.budget}, {self.evict.prefill_used}"
 
     def record(self) -> dict[str, Any]:
         """Everything that makes it another setting, for a line of results."""
@@ -122,7 +122,7 @@ class Setting:
             "name": self.name,
             "method": self.evict.method,
             "budget": None if self.full else self.evict.budget,
-            "prefill": None if self.full else self.evict.prefill,
+            "prefill": None if self.full else self.evict.prefill_used,
             "kv_type": kv,
             "evict": asdict(self.evict),
         }

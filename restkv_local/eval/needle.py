@@ -98,7 +98,7 @@ def measure(
 def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) -> dict[str, Any]:
     full = evict.method == "full"
     name = "full cache" if full else ", ".join(
-        (evict.method, evict.allocation, evict.prefill, f"budget {evict.budget}")
+        (evict.method, evict.allocation, evict.prefill_used, f"budget {evict.budget}")
     )
     if evict.reserve is not None and not full:
         name += f", reserve {evict.reserve}"
@@ -115,7 +115,7 @@ def _row(engine: Engine, evict: EvictConfig, cases: Sequence[Case], say: Say) ->
     return {
         "method": evict.method,
         "allocation": None if full else evict.allocation,
-        "prefill": None if full else evict.prefill,
+        "prefill": None if full else evict.prefill_used,
         "budget": report.budget,
         "reserve": 0 if full else report.capacity - report.budget,
         "capacity": report.capacity,

@@ -65,10 +65,18 @@ def as_tokens(values: Sequence[int]) -> Tokens:
 
 def chat_tokens(engine: Engine, content: str) -> list[int]:
     """Tokens of a chat with one user message, up to where the answer begins, in the engine's own chat format."""
+    return talk_tokens(engine, [content])
+
+
+def talk_tokens(engine: Engine, contents: Sequence[str]) -> list[int]:
+    """The same of a longer chat: messages of the user and of the assistant in turn, the last one the user's."""
     from ..engine.answers.chat_templates import handler
 
+    messages = [
+        {"role": "assistant" if number % 2 else "user", "content": content} for number, content in enumerate(contents)
+    ]
     try:
-        handler(engine)(llama=_Listener(engine), messages=[{"role": "user", "content": content}])
+        handler(engine)(llama=_Listener(engine), messages=messages)
     except _Rendered as rendered:
         return rendered.tokens
     raise RestkvError(f"the chat format '{engine.chat_format}' renders no prompt; choose a model with a chat template")

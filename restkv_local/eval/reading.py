@@ -6,7 +6,7 @@ import dataclasses
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,12 +113,26 @@ def log_softmax(logits: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def answer_log_prob(engine: Engine, answer: Sequence[int]) -> float:
     """Natural log-probability of the tokens `answer` after what the engine has read, each one forced."""
-    total = 0.0
+    return sum(found.log_prob for found in forced(engine, answer))
+
+
+class Forced(NamedTuple):
+    """log_prob: natural, of a token that was forced; likeliest: whether it would have been written without that."""
+
+    log_prob: float
+    likeliest: bool
+
+
+def forced(engine: Engine, answer: Sequence[int]) -> list[Forced]:
+    """What the model thinks of each token of `answer` after what the engine has read and those before it. All but the
+    last one are read."""
+    found = []
     for i, token in enumerate(answer):
         if i:
             engine.eval([int(answer[i - 1])])
-        total += float(log_softmax(engine.scores[engine.n_tokens - 1])[int(token)])
-    return total
+        logits = engine.scores[engine.n_tokens - 1]
+        found.append(Forced(float(log_softmax(logits)[int(token)]), int(np.argmax(logits)) == int(token)))
+    return found
 
 
 def greedy(engine: Engine, max_tokens: int) -> list[int]:

@@ -12,7 +12,7 @@ from .stats import Mean, difference_of, mean_of
 from .variant import FULL
 
 # Figures that lie between 0 and 1.
-SHARES = ("score", "top1")
+SHARES = ("score", "top1", "found")
 # Figures of which less is better.
 LOWER = ("kl", "nll", "perplexity")
 

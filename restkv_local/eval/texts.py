@@ -24,7 +24,7 @@ KINDS = ("prose", "code", "dialogue", "manual")
 Tokenize = Callable[[bytes], list[int]]
 
 # Long modules that every supported Python has as one file.
-_MODULES = (
+MODULES = (
     "argparse.py _pydecimal.py difflib.py doctest.py inspect.py pickle.py pickletools.py smtplib.py subprocess.py "
     "tarfile.py threading.py turtle.py typing.py configparser.py http/client.py http/cookiejar.py logging/__init__.py "
     "unittest/mock.py unittest/case.py asyncio/base_events.py xml/dom/minidom.py urllib/request.py"
@@ -118,7 +118,7 @@ def _code(rng: random.Random) -> str:
     """All modules one after the other, in an order of this passage's own."""
     folder = Path(sysconfig.get_path("stdlib"))
     found = []
-    for name in rng.sample(_MODULES, len(_MODULES)):
+    for name in rng.sample(MODULES, len(MODULES)):
         try:
             found.append((folder / name).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):

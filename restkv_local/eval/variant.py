@@ -54,8 +54,8 @@ def _parse(text: str) -> Variant:
             raise ConfigError(
                 f"'{setting}' in '{text}' is no setting of a method; write name=value with one of {', '.join(known)}"
             )
-        # as a pooling, "none" is a word of its own
-        changes[name] = value if name == "pooling" else _value(value)
+        # of these, "none" is a word of its own
+        changes[name] = value if name in ("pooling", "archive") else _value(value)
     if method == FULL and changes:
         raise ConfigError("the full cache has no settings; give 'full' alone, or leave it out: it always runs")
     EvictConfig().with_(method=method, **changes)  # says what is wrong with a value

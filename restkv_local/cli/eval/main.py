@@ -11,6 +11,7 @@ from .options import CONVENTION
 from .report import report
 from .tasks import ROWS, command
 from .texts import fidelity, ppl
+from .turns import turns
 
 _EPILOG = "Try: restkv-eval niah --contexts 2048,4096 --budgets 256,1024 --methods all --out results"
 
@@ -31,6 +32,7 @@ for _row in ROWS:
     main.add_command(command(_row))
 main.add_command(fidelity)
 main.add_command(ppl)
+main.add_command(turns)
 main.add_command(report)
 
 

@@ -73,21 +73,31 @@ def _methods(text: str) -> str:
     return text
 
 
+def _pass(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
 def _shown(values: tuple[Any, ...]) -> str:
     return ",".join(map(str, values))
 
 
 def grid_options(
-    *, contexts: tuple[int, ...] = EVAL_CONTEXTS, prefills: tuple[str, ...], samples: int, cell: str
+    *,
+    contexts: tuple[int, ...] = EVAL_CONTEXTS,
+    prefills: tuple[str, ...],
+    samples: int,
+    cell: str,
+    methods: tuple[str, ...] = (ALL,),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the shared options; the function gets them as `grid`, `out`, `resume` and `as_json`.
 
-    contexts, prefills, samples: the sub-command's defaults; cell: what --samples counts by, for its help.
+    contexts, prefills, samples, methods: the sub-command's defaults; cell: what --samples counts by, for its help.
+    Without prefills there is no option for them, and the grid has none: the sub-command has its own ways to read.
     """
     options = (
         click.option("--model", metavar="FILE", default=None, help="A GGUF model. Without it the embedded one reads."),
         click.option(
-            "--methods", type=Listed("METHOD", _methods), default=(ALL,), show_default=ALL,
+            "--methods", type=Listed("METHOD", _methods), default=methods, show_default=_shown(methods),
             help=f"How cells are scored: {ALL}, or some of {', '.join(METHODS)}; with settings as "
             "restkv:kernel=5:pooling=avgpool. The full cache always runs, as the yardstick.",
         ),
@@ -98,7 +108,7 @@ def grid_options(
         click.option(
             "--prefill", "prefills", type=Listed("MODE", choice(*PREFILLS)), default=prefills,
             show_default=_shown(prefills), help=f"How texts are read: some of {', '.join(PREFILLS)}.",
-        ),
+        ) if prefills else _pass,
         click.option(
             "--contexts", type=Listed("TOKENS", number(2, CELLS_MAX)), default=contexts, show_default=_shown(contexts),
             help="Lengths of the texts.",
@@ -135,6 +145,7 @@ def grid_options(
         @click.pass_context
         def collected(ctx: click.Context, /, out: Path | None, **values: Any) -> Any:
             chosen = {name: values.pop(name) for name in list(values) if name in Grid.__dataclass_fields__}
+            chosen.setdefault("prefills", ())
             grid = Grid(variants=parse_variants(values.pop("methods")), **chosen)
             grid.split()  # refuses what cannot be, before anything is loaded or written; so does the next
             for seed in grid.seeds:

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ...eval.grid import Grid
-from ...eval.report.tables import mean_text
+from ...eval.report.cells import mean_text
 from ...eval.results import ResultFile
-from ...eval.run import Batch, run
+from ...eval.run import run
 from ...eval.summary import Row, rows
 from ...plan.machine import size
 from ..options import engine_class
@@ -67,21 +67,22 @@ class Bar:
 def run_command(
     ctx: click.Context,
     name: str,
-    make_batches: Callable[[Callable[..., Any]], Sequence[Batch]],
+    make_batches: Callable[[Callable[..., Any]], Sequence[Any]],
     *,
     grid: Grid,
     out: Path,
     resume: bool,
     as_json: bool,
+    runner: Callable[[Grid, Sequence[Any], Callable[..., Any], ResultFile, Bar], None] = run,
 ) -> None:
-    """Run a sub-command's batches into DIR/NAME.jsonl, then show the summary."""
+    """Run a sub-command's batches into DIR/NAME.jsonl, then show the summary. runner: what runs them."""
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 200)
     make = engine_class(ctx)
     with Bar(console) as bar, ResultFile(out, name, resume=resume, say=bar.say) as results:
         n_before = len(results.records)
         try:
             batches = make_batches(make)
-            run(grid, batches, make, results, bar)
+            runner(grid, batches, make, results, bar)
         except KeyboardInterrupt:
             bar.say(f"stopped; {len(results.records)} results are in {results.path}; go on with --out {out} --resume")
             raise SystemExit(EXIT_STOPPED) from None

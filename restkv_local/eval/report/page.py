@@ -13,7 +13,7 @@ from ..summary import SHARES, Row, rows, setting_key
 from ..variant import FULL
 from .charts import N_COLOURS, Line, Point, Square, heat_map, line_chart
 from .style import STYLE
-from .tables import CONVENTION, figures_of, how_to_read, html_table, title
+from .tables import CONVENTION, figures_of, how_to_read, html_table, html_turns, title
 
 # Log-probabilities below this have the colour of the worst: a five-digit key at random has -11.5.
 _WORST_LOG_PROB = -12.0
@@ -46,7 +46,7 @@ def _section(model: str, task: str, found: Sequence[Row], records: Sequence[Reco
         if any(charts):
             parts.append(f"<h3>{context:,} tokens: quality against memory</h3>")
             parts.append(f"<div class=charts>{''.join(charts)}</div>")
-    parts += [_along(records, colours), _needles(records)]
+    parts += [html_turns(records), _along(records, colours), _needles(records)]
     parts.append(f"<h3>All rows</h3>{html_table(task, found)}")
     by_part = rows(records, by_part=True)
     if len({row.part for row in by_part}) > 1:

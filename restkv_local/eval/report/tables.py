@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
 from ...plan.machine import size
 from ..results import Record
-from ..stats import Mean
 from ..summary import LOWER, Row, rows
 from .best import standings
+from .cells import Cell, mean_text
 from .grids import GridCell, grids
+from .turns import EXPLAINED, HEADS, TITLE, of_turns, turn_table
 
 # What a task is judged by first, and in what order its figures stand. Tasks that are not named have a score.
 FIGURES = {"fidelity": ("kl", "top1", "log_prob"), "ppl": ("nll", "perplexity"), "niah": ("log_prob", "score")}
+_TURNS = ("log_prob", "score", "found")
 _DEFAULT = ("score", "log_prob")
 CONVENTION = (
     "One set of cells per KV head: the budget B per query head that papers give equals group x B cells here, "
@@ -30,19 +31,10 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """text: what stands there; number: aligned to the right; strong: the best of its group."""
-
-    text: str
-    number: bool = False
-    strong: bool = False
-
-
 def figures_of(task: str, found: Sequence[Row]) -> list[str]:
     """The figures of a task that its rows have, the main one first."""
     have = {name for row in found for name in row.means}
-    wanted = FIGURES.get(task, _DEFAULT)
+    wanted = FIGURES.get(task, _TURNS if task.startswith("turns ") else _DEFAULT)
     return [name for name in wanted if name in have] + sorted(have - set(wanted))
 
 
@@ -92,19 +84,21 @@ def title(figure: str) -> str:
     return NAMES.get(figure, figure.replace("_", " "))
 
 
-def mean_text(mean: Mean | None, *, sign: bool = False) -> str:
-    """A mean and its 95 % interval."""
-    if mean is None:
-        return "-"
-    form = "+.3f" if sign else ".3f"
-    if mean.low is None or mean.high is None:
-        return f"{mean.mean:{form}}"
-    return f"{mean.mean:{form}} ({mean.low:{form}} to {mean.high:{form}})"
-
-
 def html_table(task: str, found: Sequence[Row]) -> str:
     """A task's table; every text is escaped."""
     heads, lines = table(task, found)
+    return _html(heads, lines)
+
+
+def html_turns(records: Sequence[Record]) -> str:
+    """The first question and the later ones, where questions were asked in turn."""
+    records = of_turns(records)
+    if not records:
+        return ""
+    return f"<h3>{escape(TITLE)}</h3><p>{escape(EXPLAINED)}</p>{_html(HEADS, turn_table(records))}"
+
+
+def _html(heads: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = []
     for line in lines:
@@ -130,11 +124,16 @@ def markdown_tables(records: Sequence[Record]) -> list[str]:
     for model, task in dict.fromkeys((row.model, row.task) for row in found):
         mine = [row for row in found if (row.model, row.task) == (model, task)]
         kinds = [row for row in by_part if (row.model, row.task) == (model, task)]
-        heads, lines = table(task, mine)
         parts.append(f"### {_plain(task)}, {_plain(model)}")
-        parts += _grids(task, mine)
-        if len({row.part for row in kinds}) > 1:
-            parts.append(_folded(f"{task}: by kind", _grids(task, kinds)))
+        turns = of_turns([r for r in records if (r.get("model", {}).get("name", ""), r["task"]) == (model, task)])
+        if turns:
+            lines = turn_table(turns)
+            parts += [f"{TITLE}:", _table(HEADS, [cell.number for cell in lines[0]], lines), EXPLAINED]
+        else:
+            parts += _grids(task, mine)
+            if len({row.part for row in kinds}) > 1:
+                parts.append(_folded(f"{task}: by kind", _grids(task, kinds)))
+        heads, lines = table(task, mine)
         numbers = [cell.number for cell in lines[0]] if lines else [False] * len(heads)
         parts.append(_folded(f"{task}: all rows", [_table(heads, numbers, lines)]))
     return parts

@@ -135,7 +135,7 @@ def origin(records: Sequence[Record]) -> str:
 
 def ruler() -> str:
     """RULER's tasks down, methods across; first what the full cache can do."""
-    from restkv_local.eval.report.tables import mean_text
+    from restkv_local.eval.report.cells import mean_text
     from restkv_local.eval.summary import rows
 
     records = load("ruler")
@@ -162,7 +162,8 @@ def standing() -> str:
     """Where ReST-KV's defaults stand at each length and budget: fidelity by KL, needles by log-probability, of the
     kinds that the full cache can do."""
     from restkv_local.eval.report.best import standings
-    from restkv_local.eval.report.tables import mean_text, title
+    from restkv_local.eval.report.cells import mean_text
+    from restkv_local.eval.report.tables import title
     from restkv_local.eval.summary import part_of, rows
 
     lines = []

@@ -1,0 +1,30 @@
+"""The tables of many questions about one text: their results are those of the commands beside them."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from lib.docs import turns
+from restkv_local.cli.eval import main as program
+from restkv_local.eval.results import read_results
+
+
+@pytest.mark.parametrize("name", list(turns.COMMANDS))
+def test_committed_results_are_those_of_the_commands(name: str) -> None:
+    words = shlex.split(turns.COMMANDS[name])
+    values = program.main.commands[words[1]].make_context(words[1], words[2:]).params  # raises for what cannot be
+    records = read_results([turns.FOLDER / f"{name}.jsonl"])
+    assert {record["context"] for record in records} == set(values["contexts"])
+    assert {record["setting"]["budget"] for record in records} == {None, *values["budgets"]}
+    assert {record["task"] for record in records} == {"turns kept", "turns fresh"}
+    n_turns = len(values["kinds"]) * values["samples"] * values["questions"]
+    assert len(records) == n_turns * len(values["ways"]) * len(values["modes"])
+
+
+def test_every_row_is_shown_and_its_command_too() -> None:
+    text = turns.tables()
+    for row in ("full", "stream", "recall", "ceiling"):
+        assert f" {row} |" in text, "losing rows too"
+    assert all(command in turns.commands() for command in turns.COMMANDS.values())
