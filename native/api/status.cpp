@@ -6,10 +6,9 @@
 
 namespace {
 
-// Room for a sentence with a path in it.
 struct failure {
-    restkv_status status        = RESTKV_OK;
-    char          message[2048] = "";
+    restkv_status status                       = RESTKV_OK;
+    char          message[RESTKV_SENTENCE_MAX] = "";
 };
 
 thread_local failure last;

@@ -4,6 +4,7 @@
 
 #include "restkv.h"
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 
@@ -14,6 +15,9 @@ public:
 
     const restkv_status status;
 };
+
+// Room for a sentence with a path in it.
+constexpr size_t RESTKV_SENTENCE_MAX = 2048;
 
 // Remember what restkv_last_status() and restkv_last_error() return; gives the status back. Takes no memory, so it may be
 // called where that has run out. A sentence longer than the room for it ends in "...".

@@ -81,5 +81,9 @@ void restkv_convert_values(ggml_type from, const uint8_t * src, ggml_type to, ui
     } else {
         ggml_get_type_traits(from)->to_float(src, floats, n);
     }
-    ggml_get_type_traits(to)->from_float_ref(floats, dst, n);
+    if (to == GGML_TYPE_F32) {
+        memcpy(dst, floats, n * sizeof(float));
+    } else {
+        ggml_get_type_traits(to)->from_float_ref(floats, dst, n);
+    }
 }

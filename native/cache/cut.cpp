@@ -1,6 +1,5 @@
 // The text is cut at any position: what the heads held before it stays, and the last positions before it come back.
 
-#include "api/status.h"
 #include "cache/recaller.h"
 #include "stages/parallel.h"
 

@@ -116,7 +116,9 @@ restkv_status restkv_cache::archive_text(uint32_t n_doc) const {
         core->recaller->archive_tail(n_doc);
     } catch (...) {
         const restkv_status status = restkv_caught(RESTKV_NO_MEMORY);
-        return restkv_fail(status, std::string(restkv_last_error()) + ": nothing was evicted");
+        char                text[RESTKV_SENTENCE_MAX];
+        snprintf(text, sizeof(text), "%s: nothing was evicted", restkv_last_error());
+        return restkv_fail(status, text);
     }
     return RESTKV_OK;
 }
@@ -177,7 +179,7 @@ restkv_status restkv_cache::evict(llama_context * lctx, uint32_t n_guide) {
         const int64_t t_start = ggml_time_us() - seq.us_votes;
         restkv_event  event   = {};
         if (core->recaller && core->recaller->reading && n_guide == 0) {
-            core->recaller->drop_tail();
+            core->recaller->hold_first();
             plan.moved    = true;
             event.n_cells = end.n;
             event.n_kept  = core->n_row_max;
@@ -265,10 +267,12 @@ restkv_status restkv_cache::recall(llama_context * lctx, uint32_t n_guide) {
         return why.empty() ? RESTKV_OK :
                              restkv_fail(RESTKV_ARCHIVE, why + ": the cells kept what they held, as far as it fits");
     } catch (const restkv_error & e) {
-        if (!moved && e.status == RESTKV_ARCHIVE) {
-            return restkv_fail(e.status, std::string(e.what()) + ": the cells are as they were");
+        if (moved) {
+            return give_up(*memory, moved);
         }
-        return give_up(*memory, moved);
+        char text[RESTKV_SENTENCE_MAX];
+        snprintf(text, sizeof(text), "%s: the cells are as they were", e.what());
+        return restkv_fail(e.status, text);
     } catch (...) {
         return give_up(*memory, moved);
     }

@@ -74,10 +74,12 @@ bool restkv_cache::cut(llama_pos p0) {
         core->recaller->cut(p0);
     } catch (...) {
         restkv_caught(RESTKV_NO_MEMORY);
-        const std::string why = restkv_last_error();
+        char text[RESTKV_SENTENCE_MAX];
+        snprintf(text, sizeof(text), "%s: the text could not be cut, and the cache was lost: read the text again",
+                 restkv_last_error());
         clear(false);
         seq.lost = true;
-        restkv_fail(RESTKV_GONE, why + ": the text could not be cut, and the cache was lost: read the text again");
+        restkv_fail(RESTKV_GONE, text);
         return false;
     }
     if ((uint32_t) p0 > core->n_row_max) {

@@ -2,7 +2,6 @@
 // runs on the threads that compute the graph. It is an operation of the host, so on a device the queries are copied and
 // the device waits, once per layer.
 
-#include "api/status.h"
 #include "cache/fault.h"
 #include "cache/recaller.h"
 
@@ -84,7 +83,7 @@ restkv_status restkv_recaller::take_failure() {
     return found == RESTKV_OK ? RESTKV_OK : restkv_fail(found, why);
 }
 
-void restkv_recaller::drop_tail() {
+void restkv_recaller::hold_first() {
     for (size_t l = 0; l < core.layers.size() && core.seq.n_table == 0; ++l) {
         restkv_held & held = core.seq.layers[l];
         for (uint32_t h = 0; h < core.layers[l].n_head_kv; ++h) {

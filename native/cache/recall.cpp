@@ -1,8 +1,8 @@
 // A question recalls in all layers: first every layer chooses, then rows move.
 
-#include "api/status.h"
 #include "cache/fault.h"
 #include "cache/recaller.h"
+#include "cache/view.h"
 #include "stages/parallel.h"
 
 #include <algorithm>
@@ -24,11 +24,11 @@ std::string restkv_recaller::recall(const restkv_sequence::window & window, uint
                 const size_t         row   = (size_t) layer.n_head * layer.d_k;
                 restkv_step("recall");
                 look_at(l, n_text, own_first, own_end);
-                std::vector<float> ring(ggml_nelements(layer.ring));
-                ggml_backend_tensor_get(layer.ring, ring.data(), 0, ring.size() * sizeof(float));
+                restkv_host_rows rows;
+                rows.read_ring(layer);
                 asked.resize(window.pos.size() * row);
                 for (size_t i = 0; i < window.slots.size(); ++i) {
-                    std::copy_n(ring.data() + window.slots[i] * row, row, asked.data() + i * row);
+                    std::copy_n(rows.ring.data() + window.slots[i] * row, row, asked.data() + i * row);
                 }
                 view.q         = (const uint8_t *) asked.data();
                 view.q_head    = layer.d_k * sizeof(float);

@@ -1,6 +1,5 @@
 #include "cache/recaller.h"
 
-#include "api/status.h"
 #include "cache/fault.h"
 
 #include <algorithm>
@@ -18,6 +17,7 @@ restkv_recaller::restkv_recaller(restkv_core & core) : core(core) {
         rows.push_back({ layer.k->type, layer.v->type, type_or(p.type_k, layer.k->type),
                          type_or(p.type_v, layer.v->type), layer.n_head_kv, layer.d_k, layer.d_v });
         nodes.push_back({ this, l });
+        work.reserve(params(), layer.n_head, layer.n_head_kv, layer.d_k, p.n_ctx, core.reserve());
     }
     done.place  = p.place;
     done.type_k = rows[0].type_k;

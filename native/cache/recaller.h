@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "api/status.h"
 #include "archive/store.h"
 #include "cache/core.h"
 #include "stages/recall.h"
@@ -57,8 +58,9 @@ public:
     // The first failure of a ubatch's recall since the last call.
     restkv_status take_failure();
 
-    // The cells since the last eviction are free: their rows are archived, and what is read next recalls.
-    void drop_tail();
+    // Before the first eviction, which scores nothing here: the heads hold the first positions, until what is read next
+    // recalls.
+    void hold_first();
 
 private:
     // A layer in a graph of llama.cpp.
@@ -117,8 +119,8 @@ private:
     int64_t                 t_start = 0;
 
     // While reading: the first failure.
-    restkv_status status                     = RESTKV_OK;
-    char          why[2 * RESTKV_REASON_MAX] = "";
+    restkv_status status                   = RESTKV_OK;
+    char          why[RESTKV_SENTENCE_MAX] = "";
 
     bool                 stale = false;  // the archive still has rows of a text that is gone
     restkv_archive_stats done  = {};

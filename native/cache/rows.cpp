@@ -1,6 +1,7 @@
 // Chosen rows come into the cells of a layer: all are brought together first, so that a row that cannot be read leaves
 // the cells as they are.
 
+#include "archive/layer.h"
 #include "cache/fault.h"
 #include "cache/recaller.h"
 
@@ -73,22 +74,6 @@ void restkv_recaller::want(uint32_t l, const int32_t * chosen, uint32_t n, bool 
     }
 }
 
-// A row of one head, as the cells have it.
-static void to_cell(const uint8_t * from, ggml_type type, ggml_type cell_type, uint32_t d, uint8_t * to,
-                    std::vector<float> & floats) {
-    if (type == cell_type) {
-        memcpy(to, from, ggml_row_size(type, d));
-        return;
-    }
-    floats.resize(d);
-    ggml_get_type_traits(type)->to_float(from, floats.data(), d);
-    if (cell_type == GGML_TYPE_F32) {
-        memcpy(to, floats.data(), d * sizeof(float));
-    } else {
-        ggml_get_type_traits(cell_type)->from_float_ref(floats.data(), to, d);
-    }
-}
-
 // The new rows of the positions of one block of the archive, which is read when a row of it lies in no cell.
 void restkv_recaller::fetch_block(uint32_t l, bool value, uint32_t from, own_thread & own) {
     const restkv_layer &         layer = core.layers[l];
@@ -98,7 +83,8 @@ void restkv_recaller::fetch_block(uint32_t l, bool value, uint32_t from, own_thr
     const ggml_type              type  = value ? rows.type_v : rows.type_k;
     const size_t                 head  = ggml_row_size(type, d);
     const size_t                 own_h = ggml_row_size(cells->type, d);
-    const uint32_t               end   = std::min(from + restkv_archive::BLOCK, end_new);
+    own.floats.resize(d);
+    const uint32_t end = std::min(from + restkv_archive::BLOCK, end_new);
 
     const uint8_t * block = nullptr;
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
@@ -115,7 +101,7 @@ void restkv_recaller::fetch_block(uint32_t l, bool value, uint32_t from, own_thr
                                 archive->keys(l, from, end - from, own.rows);
             }
             const size_t row = (size_t) (w.pos[i] - (int32_t) from) * layer.n_head_kv + h;
-            to_cell(block + row * head, type, cells->type, d, to, own.floats);
+            restkv_convert_values(type, block + row * head, cells->type, to, d, own.floats.data());
         }
     }
 }

@@ -19,6 +19,24 @@ static uint32_t heads_at_a_time(uint32_t n_head, uint32_t n_head_kv, size_t n_pa
     return (uint32_t) std::clamp<size_t>(restkv_recall_work::LOGITS_MAX / std::max<size_t>(one, 1), 1, n_head_kv);
 }
 
+void restkv_recall_work::reserve(const restkv_recall_params & params, uint32_t n_head, uint32_t n_head_kv, uint32_t d_k,
+                                 uint32_t n_ctx, uint32_t n_own) {
+    const size_t rows   = (size_t) n_head * params.n_rows;
+    const size_t panels = n_ctx / restkv_recall_panel(d_k) + 1;
+    const size_t all    = panels + n_own / restkv_recall_panel(d_k) + 1;
+    const size_t one    = rows / n_head_kv * restkv_pad(n_ctx);  // logits of a KV head
+    n_most              = std::max<size_t>(n_most, n_ctx);
+    queries.reserve(rows * d_k);
+    pos.reserve(rows);
+    logits.reserve(std::min(std::max(LOGITS_MAX / sizeof(float), one), n_head_kv * one));
+    tops.reserve(rows * all);
+    sums.reserve(rows * all);
+    factors.reserve(rows * panels);
+    raw.reserve((size_t) n_head_kv * n_ctx);
+    scores.reserve((size_t) n_head_kv * n_ctx);
+    chosen.reserve((size_t) n_head_kv * params.budget);
+}
+
 // ---- outlying ----------------------------------------------------------------------------------
 
 std::vector<uint32_t> restkv_outlying(const uint8_t * q, size_t q_row, uint32_t n, uint32_t d, uint32_t n_rows) {
@@ -94,6 +112,7 @@ void restkv_recall_work::prepare(const restkv_recall_view & view, const restkv_r
         own.panel.resize((size_t) view.d_k * n_cells);
         own.row.resize(std::max(view.d_k, n_cells));
         own.logits.resize((size_t) view.group() * n_query * n_cells);
+        own.order.reserve(n_most);
     }
 }
 
@@ -207,8 +226,8 @@ void restkv_average(const float * x, uint32_t n, uint32_t kernel, float * y) {
     }
 }
 
-void restkv_recall_work::choose(const restkv_recall_view & view, const restkv_recall_params & params,
-                                uint32_t head_kv) {
+void restkv_recall_work::choose(const restkv_recall_view & view, const restkv_recall_params & params, uint32_t head_kv,
+                                own_thread & own) {
     const uint32_t n = view.n;
     float *        y = scores.data() + (size_t) head_kv * n;
     int32_t *      c = chosen.data() + (size_t) head_kv * n_chosen;
@@ -217,13 +236,13 @@ void restkv_recall_work::choose(const restkv_recall_view & view, const restkv_re
         std::iota(c, c + n, 0);
         return;
     }
-    const uint32_t       n_middle = n - params.sinks - params.window;
-    const uint32_t       n_best   = params.budget - params.sinks - params.window;
-    std::vector<int32_t> order(n_middle);
-    restkv_select_top(y + params.sinks, n_middle, n_best, order.data());
+    const uint32_t n_middle = n - params.sinks - params.window;
+    const uint32_t n_best   = params.budget - params.sinks - params.window;
+    own.order.resize(n_middle);
+    restkv_select_top(y + params.sinks, n_middle, n_best, own.order.data());
     std::iota(c, c + params.sinks, 0);
     for (uint32_t i = 0; i < n_best; ++i) {
-        c[params.sinks + i] = order[i] + (int32_t) params.sinks;
+        c[params.sinks + i] = own.order[i] + (int32_t) params.sinks;
     }
     std::iota(c + params.sinks + n_best, c + n_chosen, (int32_t) (n - params.window));
 }
@@ -260,7 +279,7 @@ void restkv_recall_work::run(const restkv_recall_view & view, const restkv_recal
     }
     member.run([&] {
         for (uint32_t h = member.i; h < view.n_head_kv; h += member.n) {
-            choose(view, params, h);
+            choose(view, params, h, threads[member.i]);
         }
     });
 }

@@ -63,6 +63,11 @@ public:
     // Logits are kept for as many KV heads at a time as fit these bytes, one at least.
     static constexpr size_t LOGITS_MAX = 16u << 20;
 
+    // Take what layers of this shape can ask for, in texts of n_ctx positions with n_own rows behind them: nothing grows
+    // with the text afterwards.
+    void reserve(const restkv_recall_params & params, uint32_t n_head, uint32_t n_head_kv, uint32_t d_k, uint32_t n_ctx,
+                 uint32_t n_own);
+
     // Called by all threads of a team. Afterwards scores and chosen are filled; the team has what failed.
     void run(const restkv_recall_view & view, const restkv_recall_params & params, restkv_member & member);
 
@@ -76,6 +81,7 @@ private:
         std::vector<float>   panel;   // [d_k][panel cells]
         std::vector<float>   row;     // [max(d_k, panel cells)]
         std::vector<float>   logits;  // [n_rows][panel cells], of the rows behind
+        std::vector<int32_t> order;   // [n]
     };
 
     void prepare(const restkv_recall_view & view, const restkv_recall_params & params, uint32_t n_threads);
@@ -87,14 +93,16 @@ private:
     void weigh_row(const restkv_recall_view & view, uint32_t row);
     void score_panel(const restkv_recall_view & view, uint32_t panel, uint32_t head_first, uint32_t head_end,
                      own_thread & own);
-    void choose(const restkv_recall_view & view, const restkv_recall_params & params, uint32_t head_kv);
+    void choose(const restkv_recall_view & view, const restkv_recall_params & params, uint32_t head_kv,
+                own_thread & own);
 
-    uint32_t n_query  = 0;  // queries that speak, per query head
-    uint32_t n_cells  = 0;  // of a panel
-    uint32_t n_panels = 0;  // archived ones
-    uint32_t n_all    = 0;  // and those of the rows behind
-    uint32_t n_heads  = 0;  // KV heads at a time
+    uint32_t n_query  = 0;            // queries that speak, per query head
+    uint32_t n_cells  = 0;            // of a panel
+    uint32_t n_panels = 0;            // archived ones
+    uint32_t n_all    = 0;            // and those of the rows behind
+    uint32_t n_heads  = 0;            // KV heads at a time
     size_t   n_pad    = 0;
+    size_t   n_most   = 0;            // positions that are reserved for
 
     std::vector<float>      queries;  // [n_head][n_query][d_k], scaled
     std::vector<int32_t>    pos;      // [n_head][n_query]

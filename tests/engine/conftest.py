@@ -59,3 +59,25 @@ def bpe(folder: Path) -> Iterator[Engine]:
     engine = load(write_random(folder / "bpe.gguf", "llama", pre="gpt-4o", template=TEMPLATE))
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    return write_random(folder / "model.gguf", "llama")
+
+
+@pytest.fixture(scope="module")
+def archiving(model: Path) -> Iterator[Engine]:
+    """With an archive in memory."""
+    made = load(model, n_ctx=2048, evict=SMALL.with_(archive="ram"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def recalling(archiving: Engine) -> Iterator[Engine]:
+    """The same with an empty cache."""
+    archiving.reset()
+    yield archiving
+    archiving.on_progress = archiving.on_notice = archiving.on_evict = None
+    archiving.guide = None

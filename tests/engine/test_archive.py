@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +29,14 @@ def made_of(path: Path, **options: Any) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random(tmp_path_factory.mktemp("archive") / "model.gguf", "llama")
-
-
-@pytest.fixture(scope="module")
-def shared(model: Path) -> Iterator[Engine]:
-    made = made_of(model)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def recalling(shared: Engine) -> Iterator[Engine]:
-    shared.reset()
-    yield shared
-    shared.on_progress = shared.on_notice = shared.on_evict = None
-    shared.guide = None
-
-
-@pytest.fixture(scope="module")
-def tokens(shared: Engine) -> list[int]:
-    found: list[int] = shared.tokenize(TEXT.encode())
+def tokens(archiving: Engine) -> list[int]:
+    found: list[int] = archiving.tokenize(TEXT.encode())
     return found
 
 
 @pytest.fixture(scope="module")
-def question(shared: Engine) -> list[int]:
-    return list(shared.tokenize(QUESTION.encode(), add_bos=False))
+def question(archiving: Engine) -> list[int]:
+    return list(archiving.tokenize(QUESTION.encode(), add_bos=False))
 
 
 def held(engine: Engine) -> list[list[int]]:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 
 from engines import SMALL, TEXT, answer, logits
-from models import write_random
 from restkv_local.errors import ArchiveError, Cancelled, ConfigError, LibraryError
 
 try:
@@ -30,25 +28,6 @@ TOKENS = [3 + byte for byte in TEXT.encode()]
 
 def made_of(path: Path, archive: Any = "ram", **options: Any) -> Engine:
     return Engine(path, **{"n_threads": 1, "n_ctx": 2048, "evict": SMALL.with_(archive=archive), **options})
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random(tmp_path_factory.mktemp("archive") / "model.gguf", "llama")
-
-
-@pytest.fixture(scope="module")
-def shared(model: Path) -> Iterator[Engine]:
-    made = made_of(model)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def recalling(shared: Engine) -> Iterator[Engine]:
-    shared.reset()
-    yield shared
-    shared.on_progress = shared.on_notice = shared.on_evict = None
 
 
 @pytest.fixture

@@ -106,21 +106,23 @@ def test_a_long_prompt_is_held_once(smollm2: Path, monkeypatch: pytest.MonkeyPat
     assert len(seen) == 1 and seen[0] is prompt
 
 
-def test_peak_memory_does_not_know_the_context(smollm2: Path) -> None:
-    """Twice the text and 16 times the context: the same memory."""
+@pytest.mark.parametrize("archive", ["none", "file"])
+def test_peak_memory_does_not_know_the_context(smollm2: Path, archive: str) -> None:
+    """Twice the text and 16 times the context: the same memory, also where evicted rows go to a file."""
     code = (
         "import sys\n"
         "sys.path[:] = filter(None, sys.path)\n"  # not the checkout, which has no library
         "from restkv_local import Engine, EvictConfig\n"
         "from restkv_local.bench.process import peak_rss_bytes\n"
-        "e = Engine(sys.argv[1], n_ctx=int(sys.argv[2]), evict=EvictConfig(budget=96, reserve=160), n_threads=1)\n"
+        "c = EvictConfig(budget=96, reserve=160, archive=sys.argv[5])\n"
+        "e = Engine(sys.argv[1], n_ctx=int(sys.argv[2]), evict=c, n_threads=1)\n"
         "t = e.tokenize(sys.argv[3].encode())\n"
         "e.eval((t * 4)[: int(sys.argv[4])])\n"
         "print(peak_rss_bytes(), e.cells)\n"
     )
     peaks = []
     for n_ctx, n in ((2048, 500), (32768, 1000)):
-        command = [sys.executable, "-c", code, str(smollm2), str(n_ctx), TEXT, str(n)]
+        command = [sys.executable, "-c", code, str(smollm2), str(n_ctx), TEXT, str(n), archive]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stderr == ""
         peaks.append(int(done.stdout.split()[0]))

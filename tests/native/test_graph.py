@@ -21,16 +21,12 @@ from graph_cases import DEVICES, assert_most_equal, each_device
 from restkv_local import Engine, native
 from restkv_local.config import EvictConfig
 from restkv_local.plan.allocation import share_out
-from stock import llama_module
+
+pytestmark = pytest.mark.usefixtures("library")
 
 BUDGET, CAPACITY, CHUNK = 160, 384, 96
 # Each with another attention: plain, norms of queries and keys, soft-cap, sliding window, one matrix for all, sinks.
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-oss")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _library() -> None:
-    llama_module()
 
 
 @dataclass

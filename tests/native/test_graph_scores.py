@@ -17,7 +17,8 @@ from restkv_local.errors import ConfigError, ModelError
 from restkv_local.native import kernels
 from restkv_local.reference.inputs import prepare
 from score_cases import assert_same_sets, assert_scores_close, gapped_positions, random_arrays
-from stock import llama_module
+
+pytestmark = pytest.mark.usefixtures("library")
 
 # Methods and options that have a graph.
 SCORED = [
@@ -25,11 +26,6 @@ SCORED = [
     for case in CASES
     if case["params"]["method"] in ("restkv", "snapkv", "keydiff", "knorm")
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _library() -> None:
-    llama_module()
 
 
 def arrays_of(case: dict[str, Any], data: dict[str, np.ndarray]) -> list[np.ndarray]:

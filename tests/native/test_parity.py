@@ -12,7 +12,9 @@ import models
 from evicting import Evicting
 from restkv_local.config import EvictConfig
 from restkv_local.reference.model import ReferenceEngine
-from stock import Stock, llama_module
+from stock import Stock
+
+pytestmark = pytest.mark.usefixtures("library")
 
 BUDGET, CAPACITY, CHUNK = 160, 384, 96
 N_PROMPT, N_ANSWER = 700, 24
@@ -22,16 +24,6 @@ HEAD_OVERLAP, MEAN_OVERLAP = 0.95, 0.99
 # Typical difference of a logit when the sets are the same, and when a near tie went the other way. The logits of these
 # models have a standard deviation of 2 to 3.
 SAME, NEAR = 0.03, 0.3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _library() -> None:
-    llama_module()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
 
 
 def prompt(n_vocab: int, n: int = N_PROMPT, seed: int = 0) -> list[int]:

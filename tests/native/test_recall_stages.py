@@ -11,15 +11,12 @@ import torch
 
 from restkv_local import native
 from restkv_local.reference.recall import RecallSettings, recall_score
-from stock import GGML_TYPES, llama_module
+from stock import GGML_TYPES
+
+pytestmark = pytest.mark.usefixtures("library")
 
 # Scores that lie nearer than this may come out in another order: sums of float32 in another order.
 NEAR = 1e-6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _library() -> None:
-    llama_module()
 
 
 class Case:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from restkv_local.reference.model import ReferenceEngine  # noqa: E402
 from restkv_local.reference.rounding import CacheType, hadamard  # noqa: E402
 from stock import Stock, llama_module  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Writer = Callable[..., Path]
 # Logits of the random models have a standard deviation of 2 to 2.7. From 64 rows on flash attention works in float32:
 # what is left are flips in the float16 rounding of K and V (measured: at most 2.4e-3).
@@ -28,15 +30,6 @@ TOL_CHUNK = 6e-3
 TOL_STEP = 5e-2
 # Any type of cache, one layer (measured: at most 1.5e-2; without the rotation at least 0.18).
 TOL_KV = 4e-2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products gain nothing from threads, and spinning ones slow a busy machine down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,7 @@ torch = pytest.importorskip("torch")
 from recalling import BUDGET, RESERVE, WINDOW, check_rows, engine, held, loader, read, rows, tokens  # noqa: E402
 from restkv_local.reference.model import ReferenceEngine  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products gain nothing from threads, and the order of their sums must not change."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

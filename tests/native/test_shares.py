@@ -18,17 +18,9 @@ from restkv_local.plan.allocation import share_out
 from restkv_local.reference.model import ReferenceEngine
 from stock import Stock, llama_module
 
+pytestmark = pytest.mark.usefixtures("library")
+
 BUDGET, CAPACITY, CHUNK = 96, 192, 48
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _library() -> None:
-    llama_module()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
 
 
 def open_native(path: Path, config: EvictConfig, budget: int = BUDGET, capacity: int = CAPACITY, *, n_layer: int,

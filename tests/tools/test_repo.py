@@ -46,7 +46,7 @@ def test_clang_format() -> None:
 
 @pytest.mark.parametrize("path", NATIVE + PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_file_is_short(path: Path) -> None:
-    most = 499 if path in WHOLE else 400
+    most = 449 if path in WHOLE else 400
     assert len(path.read_text(encoding="utf-8").splitlines()) <= most, "split it: one concern per file"
 
 
