@@ -25,7 +25,7 @@ from ..plan.fitting import fit, graph_memory
 from ..plan.memory import GGML_TYPES, KvType, kv_pair, plan_memory
 from . import at_exit
 from .answers import seeds
-from .answers.chat_templates import add_raw
+from .answers.chat_templates import add_formats
 from .archive import WorkingFile
 from .construct import construct, probe_model
 from .facts import Facts
@@ -161,7 +161,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
             working.made()
             self._made_of = made_of(path, llama)
             self._seed = first_seed  # Llama takes 0 for "no seed"
-            untemplated = add_raw(self, llama.get("chat_format"))
+            untemplated = add_formats(self, llama.get("chat_format"))
             self._facts = Facts(self._ctx.ctx, self.plan, working.path)
             at_exit.watch(self)
             self._abort = ctypes.cast(LIBRARY.restkv_abort_on_flag, c.ggml_abort_callback)

@@ -205,6 +205,24 @@ def test_a_model_without_a_template_gets_plain_text_and_says_so_once(folder: Pat
     chosen.close()
 
 
+def test_a_base_model_is_asked_as_a_text_that_goes_on(folder: Path) -> None:
+    engine = load(write_random(folder / "asked.gguf", "llama"), chat_format="qa")
+    talk = [
+        {"role": "system", "content": "A story."},
+        {"role": "user", "content": "Document: a.txt\n\nOnce.\n\nTwice.\n\nHow often? "},
+        {"role": "assistant", "content": " Twice."},
+        {"role": "user", "content": "Who?"},
+    ]
+    text = "A story.\n\nDocument: a.txt\n\nOnce.\n\nTwice.\n\nQuestion: How often?\nAnswer: Twice.\n\nQuestion: Who?\nAnswer:"
+    assert prompt_of(engine, talk) == f"<s> {text}"
+    stops: list[Any] = []
+    plain = engine.create_completion
+    engine.create_completion = lambda *args, **kwargs: (stops.append(kwargs["stop"]), plain(*args, **kwargs))[1]
+    engine.create_chat_completion(user("x"), max_tokens=2)
+    assert stops == [["\n"]]
+    engine.close()
+
+
 def test_a_format_that_nobody_knows(spm: Engine) -> None:
     engine = load(Path(spm.model_path), chat_format="nonsense")
     with pytest.raises(ConfigError, match="chat_format 'nonsense'"):

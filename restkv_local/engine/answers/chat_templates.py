@@ -10,12 +10,13 @@ from llama_cpp import llama_chat_format
 
 from ...errors import ConfigError
 
-# The chat format of a model without a template.
+# The chat format of a model without a template, and one that gets answers from a model which only goes on with a text.
 RAW = "raw"
+QA = "qa"
 _TEMPLATE = "tokenizer.chat_template"
 NO_TEMPLATE = (
     "this model has no chat template (a base model?), so messages are passed on as plain text; "
-    "chat_format chooses a format of llama-cpp-python"
+    "chat_format 'qa' writes them as questions and answers, and others are llama-cpp-python's"
 )
 
 
@@ -60,12 +61,28 @@ def _raw(messages: Sequence[Any], **_options: Any) -> Any:
     return llama_chat_format.ChatFormatterResponse(prompt=text)
 
 
-def add_raw(engine: Any, chosen: str | None) -> str | None:
-    """Let an engine know the format RAW, and use it when its model has no template and none was chosen.
+def _qa(messages: Sequence[Any], **_options: Any) -> Any:
+    """Of a user's message the last paragraph is the question, what stands before it is text. An answer is a line."""
+    parts = []
+    for message in messages:
+        content = (message.get("content") or "").strip()
+        if message.get("role") == "assistant":
+            parts.append(f" {content}\n\n")
+        elif message.get("role") == "user":
+            text, _, question = content.rpartition("\n\n")
+            parts.append(f"{text}\n\nQuestion: {question}\nAnswer:" if text else f"Question: {question}\nAnswer:")
+        elif content:
+            parts.append(f"{content}\n\n")
+    return llama_chat_format.ChatFormatterResponse(prompt="".join(parts), stop="\n")
+
+
+def add_formats(engine: Any, chosen: str | None) -> str | None:
+    """Let an engine know the formats RAW and QA; RAW is used when its model has no template and none was chosen.
 
     Returns a sentence about that, or None.
     """
-    engine._chat_handlers[RAW] = llama_chat_format.chat_formatter_to_chat_completion_handler(_raw)
+    for name, formatter in ((RAW, _raw), (QA, _qa)):
+        engine._chat_handlers[name] = llama_chat_format.chat_formatter_to_chat_completion_handler(formatter)
     if chosen is not None or engine.chat_handler is not None or _TEMPLATE in engine.metadata:
         return None
     engine.chat_format = RAW
