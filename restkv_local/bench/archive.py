@@ -51,7 +51,10 @@ class ArchiveSettings:
 def measure(
     settings: EngineSettings, wanted: ArchiveSettings, engine_class: Callable[..., Any], say: Say
 ) -> Iterator[dict[str, Any]]:
-    """Rows per context, with the device, versions, settings and date; yields the result so far after each row."""
+    """Rows per context, with the device, versions, settings and date.
+
+    Yields the result so far after each pair, so that a run that is stopped leaves what it measured.
+    """
     if settings.archive == "none":
         raise RestkvError("restkv-bench archive needs an archive: add --archive ram or --archive file")
     if wanted.cold and (settings.archive == "ram" or not page_cache_can_go()):
@@ -59,15 +62,21 @@ def measure(
     rows: list[dict[str, Any]] = []
     for context in wanted.contexts:
         with _place(settings) as place:
-            rows.append(_row(settings, wanted, context, place, engine_class, say))
-        first = {name: rows[0][name] for name in ("model", "backend", "n_threads", "budget", "reserve", "chunk")}
-        yield {
-            "rows": list(rows),
-            "device": device() | {"memory_limit_bytes": memory_limit_bytes()},
-            "versions": versions(),
-            "settings": {**asdict(settings), **asdict(wanted), **first, "contexts": [row["context"] for row in rows]},
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        }
+            row: dict[str, Any] = {}
+            for row in _rows(settings, wanted, context, place, engine_class, say):
+                yield _result(settings, wanted, [*rows, row])
+            rows.append(row)
+
+
+def _result(settings: EngineSettings, wanted: ArchiveSettings, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    done = {name: rows[0][name] for name in ("model", "backend", "n_threads", "budget", "reserve", "pairs")}
+    return {
+        "rows": rows,
+        "device": device() | {"memory_limit_bytes": memory_limit_bytes()},
+        "versions": versions(),
+        "settings": {**asdict(settings), **asdict(wanted), **done, "contexts": [row["context"] for row in rows]},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 @contextmanager
@@ -80,14 +89,15 @@ def _place(settings: EngineSettings) -> Iterator[str]:
         yield str(Path(folder, "archive"))
 
 
-def _row(
+def _rows(
     settings: EngineSettings,
     wanted: ArchiveSettings,
     context: int,
     place: str,
     engine_class: Callable[..., Any],
     say: Say,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
+    """The row of a context, after each pair."""
     n_ctx = padded(context + QUESTION_TOKENS + _WARM_UP)
     chunk = {} if wanted.chunk is None else {"n_ubatch": wanted.chunk, "n_batch": max(wanted.chunk, DEFAULT_BATCH)}
     plain = dataclasses.replace(settings, archive="none", prefill="stream")
@@ -99,26 +109,26 @@ def _row(
             text = prose_tokens(context, recall.tokenize)
             asked = prose_tokens(QUESTION_TOKENS * (wanted.questions + 2), recall.tokenize, seed=1)
             questions = [asked[i : i + QUESTION_TOKENS] for i in range(0, len(asked), QUESTION_TOKENS)]
-            pairs = []
+            pairs: list[_Pair] = []
             for number in range(wanted.pairs):
                 say(f"{context:,} tokens: pair {number + 1} of {wanted.pairs}")
                 pairs.append(_Pair(stream, recall, text, questions, wanted.cold, number))
-            report = recall.report()
-            row = {
-                "context": context,
-                "model": report.model,
-                "backend": report.backend,
-                "n_threads": recall.n_threads,
-                "budget": report.budget,
-                "reserve": report.reserve,
-                "chunk": recall._chunk,
-                "kv_bytes": report.kv_bytes,
-                "archive_place": report.archive.place,
-                "archive_types": list(report.archive.types),
-                "archive_bytes": report.archive.bytes // report.context * context,
-            } | summary([pair.figures for pair in pairs])
-            row |= {"asked": ASKED.get(context, {}), "note": pairs[-1].note}
-            return row
+                report = recall.report()
+                row = {
+                    "context": context,
+                    "model": report.model,
+                    "backend": report.backend,
+                    "n_threads": recall.n_threads,
+                    "budget": report.budget,
+                    "reserve": report.reserve,
+                    "chunk": recall._chunk,
+                    "pairs": len(pairs),
+                    "kv_bytes": report.kv_bytes,
+                    "archive_place": report.archive.place,
+                    "archive_types": list(report.archive.types),
+                    "archive_bytes": report.archive.bytes // report.context * context,
+                } | summary([pair.figures for pair in pairs])
+                yield row | {"asked": ASKED.get(context, {}), "note": pairs[-1].note}
         finally:
             recall.close()
     finally:

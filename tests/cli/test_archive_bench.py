@@ -40,7 +40,7 @@ def test_whole_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(archive_bench.ASKED, TEXT, {"slower": 0.15, "cut_faster": 20.0})
     result = run(model, tmp_path / "a.json", "--pairs", "2", "--archive", "ram")
     assert result["settings"]["model"] == model.name and str(model.parent) not in json.dumps(result)
-    assert (result["settings"]["chunk"], result["settings"]["pairs"]) == (RESERVE, 2)
+    assert (result["rows"][0]["chunk"], result["settings"]["pairs"]) == (RESERVE, 2)
     (row,) = result["rows"]
     assert (row["archive_place"], row["archive_types"], row["note"]) == ("ram", ["f16", "f16"], None)
     assert row["archive_bytes"] == TEXT * bytes_per_cell(SHAPES["tiny"], 2)
