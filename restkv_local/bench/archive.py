@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,10 @@ def measure(
         raise RestkvError("--cold reads a file from its disk: add --archive file, on a system that can drop its pages")
     rows: list[dict[str, Any]] = []
     for context in wanted.contexts:
-        with _place(settings) as place:
-            row: dict[str, Any] = {}
-            for row in _rows(settings, wanted, context, place, engine_class, say):
-                yield _result(settings, wanted, [*rows, row])
-            rows.append(row)
+        row: dict[str, Any] = {}
+        for row in _rows(settings, wanted, context, engine_class, say):
+            yield _result(settings, wanted, [*rows, row])
+        rows.append(row)
 
 
 def _result(settings: EngineSettings, wanted: ArchiveSettings, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,20 +80,33 @@ def _result(settings: EngineSettings, wanted: ArchiveSettings, rows: list[dict[s
 
 
 @contextmanager
-def _place(settings: EngineSettings) -> Iterator[str]:
-    """The archive to make: a file gets a name, so that the system can be told to forget its pages."""
-    if settings.archive != "file":
-        yield settings.archive
+def _loaded(
+    settings: EngineSettings, cold: bool, engine_class: Callable[..., Any], **options: Any
+) -> Iterator[tuple[Engine, int | None]]:
+    """An engine that reads with recall. cold: and its file, open a second time, by which the system can be told to
+    forget pages; it has a name only until then, so that nothing is left when this process is killed."""
+    if not cold:
+        engine = settings.load(engine_class, evict=settings.evict(), **options)
+        with closing(engine):
+            yield engine, None
         return
     with tempfile.TemporaryDirectory(prefix="restkv-", dir=work_folder()) as folder:
-        yield str(Path(folder, "archive"))
+        named = settings.archive if settings.archive != "file" else str(Path(folder, "archive"))
+        engine = settings.load(engine_class, evict=settings.evict(archive=named), **options)
+        with closing(engine):
+            path = engine.plan.archive.path
+            file = os.open(path, os.O_RDONLY)
+            try:
+                os.unlink(path)
+                yield engine, file
+            finally:
+                os.close(file)
 
 
 def _rows(
     settings: EngineSettings,
     wanted: ArchiveSettings,
     context: int,
-    place: str,
     engine_class: Callable[..., Any],
     say: Say,
 ) -> Iterator[dict[str, Any]]:
@@ -101,38 +114,34 @@ def _rows(
     n_ctx = padded(context + QUESTION_TOKENS + _WARM_UP)
     chunk = {} if wanted.chunk is None else {"n_ubatch": wanted.chunk, "n_batch": max(wanted.chunk, DEFAULT_BATCH)}
     plain = dataclasses.replace(settings, archive="none", prefill="stream")
-    kept = dataclasses.replace(settings, archive=place, prefill="recall")
-    stream = plain.load(engine_class, evict=plain.evict(), n_ctx=n_ctx)
-    try:
-        recall = kept.load(engine_class, evict=kept.evict(), n_ctx=n_ctx, **chunk)
-        try:
-            text = prose_tokens(context, recall.tokenize)
-            asked = prose_tokens(QUESTION_TOKENS * (wanted.questions + 2), recall.tokenize, seed=1)
-            questions = [asked[i : i + QUESTION_TOKENS] for i in range(0, len(asked), QUESTION_TOKENS)]
-            pairs: list[_Pair] = []
-            for number in range(wanted.pairs):
-                say(f"{context:,} tokens: pair {number + 1} of {wanted.pairs}")
-                pairs.append(_Pair(stream, recall, text, questions, wanted.cold, number))
-                report = recall.report()
-                row = {
-                    "context": context,
-                    "model": report.model,
-                    "backend": report.backend,
-                    "n_threads": recall.n_threads,
-                    "budget": report.budget,
-                    "reserve": report.reserve,
-                    "chunk": recall._chunk,
-                    "pairs": len(pairs),
-                    "kv_bytes": report.kv_bytes,
-                    "archive_place": report.archive.place,
-                    "archive_types": list(report.archive.types),
-                    "archive_bytes": report.archive.bytes // report.context * context,
-                } | summary([pair.figures for pair in pairs])
-                yield row | {"asked": ASKED.get(context, {}), "note": pairs[-1].note}
-        finally:
-            recall.close()
-    finally:
-        stream.close()
+    kept = dataclasses.replace(settings, prefill="recall")
+    with (
+        closing(plain.load(engine_class, evict=plain.evict(), n_ctx=n_ctx)) as stream,
+        _loaded(kept, wanted.cold, engine_class, n_ctx=n_ctx, **chunk) as (recall, file),
+    ):
+        text = prose_tokens(context, recall.tokenize)
+        asked = prose_tokens(QUESTION_TOKENS * (wanted.questions + 2), recall.tokenize, seed=1)
+        questions = [asked[i : i + QUESTION_TOKENS] for i in range(0, len(asked), QUESTION_TOKENS)]
+        pairs: list[_Pair] = []
+        for number in range(wanted.pairs):
+            say(f"{context:,} tokens: pair {number + 1} of {wanted.pairs}")
+            pairs.append(_Pair(stream, recall, text, questions, file, number))
+            report = recall.report()
+            row = {
+                "context": context,
+                "model": report.model,
+                "backend": report.backend,
+                "n_threads": recall.n_threads,
+                "budget": report.budget,
+                "reserve": report.reserve,
+                "chunk": recall._chunk,
+                "pairs": len(pairs),
+                "kv_bytes": report.kv_bytes,
+                "archive_place": report.archive.place,
+                "archive_types": list(report.archive.types),
+                "archive_bytes": report.archive.bytes // report.context * context,
+            } | summary([pair.figures for pair in pairs])
+            yield row | {"asked": ASKED.get(context, {}), "note": pairs[-1].note}
 
 
 class _Pair:
@@ -145,7 +154,7 @@ class _Pair:
         recall: Engine,
         text: Sequence[int],
         questions: Sequence[Sequence[int]],
-        cold: bool,
+        file: int | None,
         number: int,
     ) -> None:
         self.stream, self.recall = stream, recall
@@ -159,8 +168,8 @@ class _Pair:
         self.figures["slower"] = read / (self.figures["stream_seconds"] or 1.0) - 1
         self._ask(read)
         self._cut()
-        if cold:
-            self._cold(recall.plan.archive.path, read)
+        if file is not None:
+            self._cold(file, read)
 
     def _stream(self) -> None:
         self.figures["stream_seconds"] = _reading(self.stream, self.text)
@@ -215,14 +224,14 @@ class _Pair:
             again = _asking(self.recall, half, self.questions[-2])
             self.figures |= {"cut_seconds": cut, "again_seconds": again, "cut_faster": again / cut}
 
-    def _cold(self, path: Path, read: float) -> None:
+    def _cold(self, file: int, read: float) -> None:
         """The same text and questions, and before each chunk and question the system forgets the file's pages."""
         dropping = 0.0
 
         def drop(done: int = 0, total: int = 0) -> None:
             nonlocal dropping
             start = time.perf_counter()
-            drop_pages(path)
+            drop_pages(file)
             dropping += time.perf_counter() - start
 
         disk = disk_read_bytes()

@@ -60,14 +60,11 @@ def page_cache_can_go() -> bool:
     return hasattr(os, "posix_fadvise")
 
 
-def drop_pages(path: str | os.PathLike[str]) -> None:
-    """Write a file out and have the system forget what it holds of it in memory: the next read goes to the disk."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(file)
+def drop_pages(file: int) -> None:
+    """Write an open file out and have the system forget what it holds of it in memory: the next read goes to the disk.
+    file: a descriptor, of whoever opened it."""
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def memory_limit_bytes() -> int | None:
