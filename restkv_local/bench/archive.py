@@ -166,22 +166,26 @@ class _Pair:
             side()
         read = self.figures["read_seconds"] or 0.0
         self.figures["slower"] = read / (self.figures["stream_seconds"] or 1.0) - 1
+        cpu = self.figures["read_cpu_seconds"] or 0.0
+        self.figures["slower_cpu"] = cpu / (self.figures["stream_cpu_seconds"] or 1.0) - 1
         self._ask(read)
         self._cut()
         if file is not None:
             self._cold(file, read)
 
     def _stream(self) -> None:
-        self.figures["stream_seconds"] = _reading(self.stream, self.text)
+        self.figures["stream_seconds"], self.figures["stream_cpu_seconds"] = _reading(self.stream, self.text)
         self.figures["stream_question_seconds"] = _asking(self.stream, self.text, self.questions[-1])
 
     def _read(self) -> None:
         recall, disk = self.recall, disk_read_bytes()
         before = recall.report().archive
-        self.figures["read_seconds"] = seconds = _reading(recall, self.text)
+        seconds, cpu = _reading(recall, self.text)
         report = recall.report()
         bytes_read = report.archive.read_bytes - before.read_bytes
         self.figures |= {
+            "read_seconds": seconds,
+            "read_cpu_seconds": cpu,
             "read_bytes": bytes_read,
             "read_disk_bytes": disk_read_bytes() - disk,
             "recall_seconds": report.recall_seconds,
@@ -237,7 +241,7 @@ class _Pair:
         disk = disk_read_bytes()
         self.recall.on_progress = drop
         try:
-            seconds = _reading(self.recall, self.text)
+            seconds, _ = _reading(self.recall, self.text)
         finally:
             self.recall.on_progress = None
         self.figures["cold_read_seconds"] = cold = seconds - dropping
@@ -261,15 +265,15 @@ class _Pair:
         }
 
 
-def _reading(engine: Engine, text: Sequence[int]) -> float:
-    """Seconds to read a text into an empty cache."""
+def _reading(engine: Engine, text: Sequence[int]) -> tuple[float, float]:
+    """Seconds to read a text into an empty cache, and those of a processor: of all threads, and of no other program."""
     engine.reset()
     engine.eval(text[:_WARM_UP])
     engine.reset()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     engine.eval(text)
     synchronize(engine)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - start_cpu
 
 
 def _asking(engine: Engine, text: Sequence[int], question: Sequence[int]) -> float:

@@ -45,7 +45,7 @@ def test_whole_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (row["archive_place"], row["archive_types"], row["note"]) == ("ram", ["f16", "f16"], None)
     assert row["archive_bytes"] == TEXT * bytes_per_cell(SHAPES["tiny"], 2)
     assert row["asked"] == {"slower": 0.15, "cut_faster": 20.0}
-    for name in ("slower", "question_share", "cut_faster", "read_seconds", "stream_seconds", "bytes_per_s"):
+    for name in ("slower", "slower_cpu", "question_share", "cut_faster", "read_seconds", "bytes_per_s"):
         assert row[f"{name}_min"] <= row[name] <= row[f"{name}_max"], name
     assert min(row["read_seconds"], row["stream_seconds"], row["cut_seconds"], row["question_seconds"]) > 0
     # of each chunk but the first three, which nothing was evicted before: all keys at least, in both layers

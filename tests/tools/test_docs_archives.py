@@ -13,7 +13,7 @@ from restkv_local.bench.archive import ASKED
 
 FIGURES = (
     "stream_seconds read_seconds question_seconds question_share cut_seconds again_seconds cut_faster slower "
-    "bytes_per_s read_disk_bytes question_bytes_per_s"
+    "slower_cpu bytes_per_s read_disk_bytes question_bytes_per_s"
 ).split()
 COLD = (
     "cold_read_seconds cold_slower cold_question_seconds cold_bytes_per_s cold_disk_bytes cold_question_disk_bytes"

@@ -93,6 +93,8 @@ def _lines(row: dict[str, Any]) -> list[tuple[str, ...]]:
             f"read again {_seconds(row, 'again_seconds')}", times(row, "cut_faster"),
             asked(row, "cut_faster", "at least {:.0f}x"),
         ),
+        ("", "reading, processor time", _seconds(row, "read_cpu_seconds"),
+         f"stream {_seconds(row, 'stream_cpu_seconds')}", percent(row, "slower_cpu"), ""),
         ("", "read from the archive", per_second(row, "bytes_per_s"), f"{size(row['read_bytes'])} in all", "", ""),
     ]  # fmt: skip
     if row.get("cold_read_seconds") is not None:

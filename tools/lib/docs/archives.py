@@ -14,8 +14,8 @@ _COMMAND = "restkv-bench archive --contexts 6144 --json benchmarks/archive-6k.js
 def costs() -> str:
     """Reading with recall beside stream, a question and a cut beside reading; one row per file and length."""
     header = (
-        "text", "model", "archive", "chunk", "stream", "recall", "slower", "a question", "of reading",
-        "cut, a question", "read again", "faster", "from the archive",
+        "text", "model", "archive", "chunk", "stream", "recall", "slower", "by processor time", "a question",
+        "of reading", "cut, a question", "read again", "faster", "from the archive",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for result, row in _rows(limited=False):
@@ -28,6 +28,7 @@ def costs() -> str:
                 _seconds(row, "stream_seconds"),
                 _seconds(row, "read_seconds"),
                 _share(row, "slower", "{:+.0%}", "at most {:.0%}"),
+                _share(row, "slower_cpu", "{:+.0%}"),
                 _seconds(row, "question_seconds"),
                 _share(row, "question_share", "{:.1%}", "at most {:.0%}"),
                 _seconds(row, "cut_seconds"),
@@ -112,9 +113,10 @@ def _origin(name: str, result: dict[str, Any]) -> str:
 
 def _share(row: dict[str, Any], name: str, form: str, asked: str = "") -> str:
     """The median of the pairs, with least and most; and what is asked at this length, met or missed."""
-    value, low, high = row[name], row[f"{name}_min"], row[f"{name}_max"]
+    value = row.get(name)
     if value is None:
         return "-"
+    low, high = row[f"{name}_min"], row[f"{name}_max"]
     text = f"{form.format(value)} ({form.format(low)} to {form.format(high)})"
     if not asked or name not in row["asked"]:
         return text
