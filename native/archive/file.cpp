@@ -114,10 +114,6 @@ public:
     }
 
     const uint8_t * keys(uint32_t l, uint32_t from, uint32_t n, std::vector<uint8_t> & buffer) const override {
-        // Layers are asked in their order, and computing one takes longer than reading the next one's keys.
-        if (from == 0 && l + 1 < format_.layers.size()) {
-            file_.will_read(format_.at(l + 1, false, 0), (uint64_t) n_rows() * row(l + 1, false));
-        }
         return read(l, false, from, n, buffer);
     }
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <climits>
 #include <system_error>
 
 #include <fcntl.h>
@@ -142,9 +141,6 @@ static void close_file(int fd) {
 
 void restkv_file::keep_private() {}
 
-// Only of mapped files can it be told.
-void restkv_file::will_read(uint64_t, uint64_t) const noexcept {}
-
 void restkv_file::remove() noexcept {
     // An open file cannot be removed here.
     _close(fd_);
@@ -254,15 +250,6 @@ void restkv_file::keep_private() {
         // Disks without modes, as of USB sticks, cannot, and say so or not.
         (void) !fchmod(fd_, 0600);
     }
-}
-
-void restkv_file::will_read(uint64_t offset, uint64_t n) const noexcept {
-#    ifdef __APPLE__
-    radvisory range = { (off_t) offset, (int) std::min<uint64_t>(n, INT_MAX) };
-    (void) fcntl(fd_, F_RDADVISE, &range);
-#    else
-    (void) posix_fadvise(fd_, (off_t) offset, (off_t) n, POSIX_FADV_WILLNEED);
-#    endif
 }
 
 void restkv_file::remove() noexcept {

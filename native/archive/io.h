@@ -33,9 +33,6 @@ public:
     void read(uint64_t offset, void * data, size_t n) const;
     void write(uint64_t offset, const void * data, size_t n);
 
-    // These bytes will be read soon: the system may fetch what it has not in memory, and nobody waits for that.
-    void will_read(uint64_t offset, uint64_t n) const noexcept;
-
     void remove() noexcept;  // the name; the file goes when it is closed
 
 private:

@@ -18,7 +18,7 @@ from ..engine.settings import EngineSettings
 from ..errors import RestkvError
 from ..paths import work_folder
 from .origin import device, versions
-from .process import disk_read_bytes, drop_pages, memory_limit_bytes, page_cache_can_go
+from .process import disk_read_bytes, drop_pages, load, memory_limit_bytes, page_cache_can_go
 from .prose import prose_tokens
 from .speed import padded, summary
 from .stock import synchronize
@@ -72,7 +72,7 @@ def _result(settings: EngineSettings, wanted: ArchiveSettings, rows: list[dict[s
     done = {name: rows[0][name] for name in ("model", "backend", "n_threads", "budget", "reserve", "pairs")}
     return {
         "rows": rows,
-        "device": device() | {"memory_limit_bytes": memory_limit_bytes()},
+        "device": device() | {"memory_limit_bytes": memory_limit_bytes(), "load": load()},
         "versions": versions(),
         "settings": {**asdict(settings), **asdict(wanted), **done, "contexts": [row["context"] for row in rows]},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

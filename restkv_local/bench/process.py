@@ -67,6 +67,12 @@ def drop_pages(file: int) -> None:
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def load() -> float | None:
+    """Threads that wanted a core in the last minute, on average, those of this process too; None where the system does
+    not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def memory_limit_bytes() -> int | None:
     """The least limit of the control groups that this process is in, which counts the pages of its files too; None:
     there is none, or the system has no such groups."""

@@ -41,6 +41,7 @@ def test_whole_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     result = run(model, tmp_path / "a.json", "--pairs", "2", "--archive", "ram")
     assert result["settings"]["model"] == model.name and str(model.parent) not in json.dumps(result)
     assert (result["rows"][0]["chunk"], result["settings"]["pairs"]) == (RESERVE, 2)
+    assert result["device"]["load"] is None or result["device"]["load"] >= 0
     (row,) = result["rows"]
     assert (row["archive_place"], row["archive_types"], row["note"]) == ("ram", ["f16", "f16"], None)
     assert row["archive_bytes"] == TEXT * bytes_per_cell(SHAPES["tiny"], 2)

@@ -27,7 +27,7 @@ def written(folder: Path, name: str, *, cold: bool = False, limit: int | None = 
     row |= {"asked": ASKED[6144], "note": None} | changes
     settings = {"contexts": [6144], "model": "m.gguf", "budget": 512, "pairs": 2, "threads": 2, "cold": cold}
     settings |= {"archive": "file", "questions": 4, "chunk": None}
-    device = {"cpu": "a processor", "cores": 2, "memory_limit_bytes": limit}
+    device = {"cpu": "a processor", "cores": 2, "memory_limit_bytes": limit, "load": 9.27}
     result = {"rows": [row], "settings": settings, "device": device, "date": "2026-01-02T03:04:05"}
     (folder / f"archive-{name}.json").write_text(json.dumps(result))
 
@@ -35,12 +35,13 @@ def written(folder: Path, name: str, *, cold: bool = False, limit: int | None = 
 def test_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     assert "Not measured yet" in archives.costs() and "--cold" in archives.pressure()
-    written(tmp_path, "some", slower=0.15, cut_faster=19.9)
+    written(tmp_path, "some", slower=0.15, slower_cpu=0.151, cut_faster=19.9)
     text = archives.costs()
     assert "| 6,144 | m.gguf | 141.6 MB, file | 512 | 500 ms | 500 ms |" in text
     assert "+15% (+25% to +1200%); asked at most 15%: met" in text, "at the bound"
+    assert "+15% (+25% to +1200%); asked at most 15%: missed" in text, "by processor time"
     assert "20x (0x to 12x); asked at least 20x: missed" in text, "and below one, however it is rounded"
-    assert "2 cores of a processor, 2 threads, budget 512, 2 pairs, 2026-01-02." in text
+    assert "2 cores of a processor, 2 threads, budget 512, 2 pairs, 9.3 threads wanted a core, 2026-01-02." in text
     options = "--model m.gguf --budget 512 --threads 2 --pairs 2 --json benchmarks/archive-some.json"
     assert f"`restkv-bench archive {options}`" in text
     assert "Not measured yet" in archives.pressure()

@@ -28,7 +28,7 @@ def costs() -> str:
                 _seconds(row, "stream_seconds"),
                 _seconds(row, "read_seconds"),
                 _share(row, "slower", "{:+.0%}", "at most {:.0%}"),
-                _share(row, "slower_cpu", "{:+.0%}"),
+                _share(row, "slower_cpu", "{:+.0%}", "at most {:.0%}", of="slower"),
                 _seconds(row, "question_seconds"),
                 _share(row, "question_share", "{:.1%}", "at most {:.0%}"),
                 _seconds(row, "cut_seconds"),
@@ -103,24 +103,32 @@ def _origin(name: str, result: dict[str, Any]) -> str:
     command = results.command_of(result, "archive", name)
     if settings["model"] != embedded_path().name:
         command = command.replace("bench archive", f"bench archive --model {shlex.quote(settings['model'])}")
-    limit = device["memory_limit_bytes"]
+    limit, load = device["memory_limit_bytes"], device.get("load")
+    busy = "" if load is None else f", {load:.1f} threads wanted a core"
     under = "" if limit is None else f", in a group of processes with {results.size_of(limit)} of memory"
+    threads = _count(settings["threads"] or device["cores"], "thread")
     return (
-        f"{device['cores']} cores of {device['cpu']}, {settings['threads'] or 'all'} threads, budget "
-        f"{settings['budget']:,}, {settings['pairs']} pairs{under}, {result['date'][:10]}. Command: `{command}`."
+        f"{device['cores']} cores of {device['cpu']}, {threads}, budget {settings['budget']:,}, "
+        f"{_count(settings['pairs'], 'pair')}{busy}{under}, {result['date'][:10]}. "
+        f"Command: `{command}`."
     )
 
 
-def _share(row: dict[str, Any], name: str, form: str, asked: str = "") -> str:
-    """The median of the pairs, with least and most; and what is asked at this length, met or missed."""
+def _count(n: int, name: str) -> str:
+    return f"{n} {name}" if n == 1 else f"{n} {name}s"
+
+
+def _share(row: dict[str, Any], name: str, form: str, asked: str = "", of: str = "") -> str:
+    """The median of the pairs, with least and most; and what is asked at this length of that figure, or of the one that
+    `of` names, met or missed."""
     value = row.get(name)
     if value is None:
         return "-"
     low, high = row[f"{name}_min"], row[f"{name}_max"]
     text = f"{form.format(value)} ({form.format(low)} to {form.format(high)})"
-    if not asked or name not in row["asked"]:
+    if not asked or (of or name) not in row["asked"]:
         return text
-    bound = row["asked"][name]
+    bound = row["asked"][of or name]
     met = value >= bound if asked.startswith("at least") else value <= bound
     return f"{text}; asked {asked.format(bound)}: {'met' if met else 'missed'}"
 
