@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 try:
-    from lib.docs import devices, portability, programs, quality, results, settings, tasks, turns
+    from lib.docs import archives, devices, portability, programs, quality, results, settings, tasks, turns
 except ModuleNotFoundError as err:
     sys.exit(f"docs.py: {err.name} is missing; run it inside the environment: . .venv/bin/activate")
 
@@ -39,6 +39,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "needle": results.needle,
     "machine": results.machine,
     "patch cost": results.patch_cost,
+    "archive": archives.costs,
+    "archive pressure": archives.pressure,
     "gpu checks": devices.gpu_checks,
     "gpu evictions": devices.gpu_evictions,
     "portability": portability.portability,

@@ -101,7 +101,7 @@ def _row(
     limit = context if speed.prefill_limit is None else min(context, speed.prefill_limit)
     if limit < context:
         notes.append(f"the evicting cache read {limit:,} of {context:,} tokens (--prefill-limit)")
-    n_ctx = _padded(context + 2 * speed.decode_tokens + _WARM_UP)
+    n_ctx = padded(context + 2 * speed.decode_tokens + _WARM_UP)
     say(f"{context:,} tokens: peak memory, in a process of its own")
     peak = peak_of_child(settings, n_ctx, limit)
     evicted: list[float] = []
@@ -112,6 +112,9 @@ def _row(
     try:
         tokens = prose_tokens(n_ctx, engine.tokenize)
         report = engine.report()
+        if report.archive is not None:
+            where = "in memory" if report.archive.place == "ram" else "in a file"
+            notes.append(f"read by {report.prefill}, with an archive {where}")
         row: dict[str, Any] = {
             "context": context,
             "model": report.model,
@@ -135,7 +138,7 @@ def _row(
         for number in range(speed.pairs):
             say(f"{context:,} tokens: pair {number + 1} of {speed.pairs}")
             pairs.append(_pair(engine, stock, tokens, context, limit, speed, sampled, fill, evicted))
-        row |= _summary([pair.figures() for pair in pairs])
+        row |= summary([pair.figures() for pair in pairs])
         row |= {name: peak["peak_rss_bytes"] for name in ("peak_rss_bytes", "peak_rss_bytes_min", "peak_rss_bytes_max")}
         row |= {
             "evictions": engine.report().n_evictions,
@@ -280,7 +283,7 @@ def peak_of_child(
     return result
 
 
-def _summary(pairs: list[dict[str, float | None]]) -> dict[str, float | None]:
+def summary(pairs: list[dict[str, float | None]]) -> dict[str, float | None]:
     """Per figure the median of the pairs, with `_min` and `_max`."""
     row: dict[str, float | None] = {}
     for name in pairs[0]:
@@ -291,7 +294,8 @@ def _summary(pairs: list[dict[str, float | None]]) -> dict[str, float | None]:
     return row
 
 
-def _padded(n: int) -> int:
+def padded(n: int) -> int:
+    """Positions of a context for n tokens."""
     return (n + CELL_PAD - 1) // CELL_PAD * CELL_PAD
 
 

@@ -27,7 +27,8 @@ _in_use: set[Path] = set()
 class WorkingFile:
     """The file of an archive: the native side makes it anew, `remove` takes it away when nothing is open any more.
 
-    path: None for an archive that needs no file. Raises ConfigError when it cannot be.
+    One that the user did not name loses its name as soon as it is open, where the system can do that: it then goes with
+    the process, however that ends. path: None for an archive that needs no file. Raises ConfigError when it cannot be.
     """
 
     def __init__(self, plan: ArchivePlan | None) -> None:
@@ -55,6 +56,15 @@ class WorkingFile:
     def made(self) -> None:
         """The archive is in it now, whatever was there before."""
         self._ours = True
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)  # Windows keeps what is open: remove() comes again
+
+    @property
+    def found_at(self) -> Path | None:
+        """Where a user can look: the file, or the folder that it lies in without a name."""
+        if self.path is None or self._folder is None or self.path.exists():
+            return self.path
+        return self._folder.parent
 
     def remove(self) -> None:
         """Take the file away, unless it is somebody else's that was refused; a second call does nothing."""
@@ -78,7 +88,7 @@ def archive_stats(ctx: Any, plan: MemoryPlan) -> native.ArchiveStats | None:
 
 
 def archive_report(stats: native.ArchiveStats | None, path: Path | None) -> ArchiveReport | None:
-    """The same for a report. path: of its file."""
+    """The same for a report. path: of its file, or of the folder that it lies in."""
     if stats is None:
         return None
     return ArchiveReport(

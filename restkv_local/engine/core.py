@@ -162,7 +162,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
             self._made_of = made_of(path, llama)
             self._seed = first_seed  # Llama takes 0 for "no seed"
             untemplated = add_formats(self, llama.get("chat_format"))
-            self._facts = Facts(self._ctx.ctx, self.plan, working.path)
+            self._facts = Facts(self._ctx.ctx, self.plan, working.found_at)
             at_exit.watch(self)
             self._abort = ctypes.cast(LIBRARY.restkv_abort_on_flag, c.ggml_abort_callback)
             c.llama_set_abort_callback(self._ctx.ctx, self._abort, ctypes.addressof(self._stop))

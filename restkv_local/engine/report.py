@@ -44,9 +44,9 @@ class Eviction:
 class ArchiveReport:
     """The archive of an engine: the rows of its evicting layers, outside the cells.
 
-    place: "ram" or "file"; path: of the file, or None. types: of its rows of K and V. rows: positions that are in it.
-    bytes: that it can grow to, where it lies; host_bytes: of it and its buffers in memory now. written_bytes,
-    read_bytes, write_seconds: since the model was loaded.
+    place: "ram" or "file"; path: of the file, or of the folder where it lies without a name; None in memory. types: of
+    its rows of K and V. rows: positions that are in it. bytes: that it can grow to, where it lies; host_bytes: of it
+    and its buffers in memory now. written_bytes, read_bytes, write_seconds: since the model was loaded.
     """
 
     place: str

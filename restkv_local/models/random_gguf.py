@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigError
 from ..plan.machine import size
-from .shapes import BLOCKS, Shape, Tensor, data_bytes, shape_of, tensors
+from .shapes import BLOCKS, Shape, Tensor, can_have, data_bytes, shape_of, tensors
 
 Blocks = npt.NDArray[np.uint8]
 
@@ -50,6 +50,8 @@ def write(
     shape, layers = shape_of(name, n_layer)
     if kind not in BLOCKS:
         raise ConfigError(f"there is no type '{kind}' for a random model; known are {', '.join(BLOCKS)}")
+    if not can_have(shape, kind):
+        raise ConfigError(f"the rows of {name} are no whole blocks of {BLOCKS[kind][0]} values: use type 'q4_0'")
     target = Path(path)
     needs = file_bytes(shape, layers, kind)
     free = shutil.disk_usage(target.resolve().parent).free

@@ -1,7 +1,8 @@
 """Sizes of published models, and the tensors that a file of such a model holds.
 
 Sizes are those of the models' published configurations: `config.json` of meta-llama/Llama-3.1-8B, Qwen/Qwen2.5-7B,
-mistralai/Mistral-7B-v0.3, google/gemma-7b, meta-llama/Llama-2-7b-hf and meta-llama/Meta-Llama-3-70B.
+mistralai/Mistral-7B-v0.3, google/gemma-7b, meta-llama/Llama-2-7b-hf, meta-llama/Meta-Llama-3-70B and
+HuggingFaceTB/SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ SHAPES = {
         Shape("gemma-7b", "gemma", 28, 3072, 16, 16, 256, 24576, 256000, 1e4, 1e-6, 8192, tied=True),
         Shape("llama-2-7b", "llama", 32, 4096, 32, 32, 128, 11008, 32000, 1e4, 1e-5, 4096),
         Shape("llama-3-70b", "llama", 80, 8192, 64, 8, 128, 28672, 128256, 5e5, 1e-5, 8192),
+        Shape("smollm2-135m", "llama", 30, 576, 9, 3, 64, 1536, 49152, 1e5, 1e-5, 8192, tied=True),
         # No published model: for trying out, on any machine.
         Shape("tiny", "llama", 2, 256, 4, 2, 64, 512, 1024, 1e4, 1e-5, 4096),
     )
@@ -92,6 +94,11 @@ def shape_of(name: str, n_layer: int | None = None) -> tuple[Shape, int]:
     if not 1 <= n_layer <= shape.n_layer:
         raise ConfigError(f"{name} has {shape.n_layer} layers; --layers must be from 1 to {shape.n_layer}")
     return shape, n_layer
+
+
+def can_have(shape: Shape, kind: str) -> bool:
+    """Whether the rows of all matrices are whole blocks of a type."""
+    return all(t.size[1] % BLOCKS[kind][0] == 0 for t in tensors(shape, 1) if len(t.size) == 2)
 
 
 def tensors(shape: Shape, n_layer: int) -> Iterator[Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -51,22 +53,44 @@ def file_of(engine: Engine) -> Path:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def test_a_file_of_its_own_goes_with_the_engine(
+def test_a_file_of_its_own_has_no_name(
     model: Path, recalling: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made = made_of(model, "file")
-    file = file_of(made)
-    assert file.parent.parent == tmp_path and file.stat().st_size >= made.plan.archive.bytes  # type: ignore[union-attr]
     if sys.platform != "win32":
-        assert file.parent.stat().st_mode & 0o077 == 0, "rows tell of the text"
+        assert not list(tmp_path.iterdir()) and file_of(made) == tmp_path, "nothing that a kill could leave"
+    if sys.platform == "linux":
+        open_files = [Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+        (facts,) = [file.stat() for file in open_files if file.exists() and str(tmp_path) in os.readlink(file)]
+        assert facts.st_size >= made.plan.archive.bytes  # type: ignore[union-attr]
+        assert facts.st_mode & 0o077 == 0, "rows tell of the text"
     for engine in (made, recalling):
         engine.eval(TOKENS[:600])
     np.testing.assert_array_equal(logits(made), logits(recalling), "as in memory")
     made.close()
     assert not list(tmp_path.iterdir())
     made.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a file that is open keeps its name there")
+def test_a_killed_process_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from restkv_local import Engine, EvictConfig\n"
+        "e = Engine(sys.argv[1], 1024, EvictConfig(budget=64, reserve=64, archive=sys.argv[2]), n_threads=1)\n"
+        "e.eval(list(range(5, 255)))\n"
+        "print(e.report().archive.rows, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    named = tmp_path / "rows.archive"
+    for archive, left in (("file", []), (named, [named])):
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        command = [sys.executable, "-c", code, str(model), str(archive)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == -signal.SIGKILL and int(done.stdout) > 0, done.stderr
+        assert list(tmp_path.iterdir()) == left, "a name that was given stays: the next one makes it anew"
 
 
 def test_a_file_with_a_name_goes_too_and_is_made_anew(model: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ...engine.settings import EngineSettings
 from ..failure import Command
 from ..options import CONTEXT_SETTINGS, Contexts, engine_class, engine_options, json_option, write_json
 from ..program import Program
+from .archive import archive
 from .device import device
 from .memory import memory
 from .needle import needle
@@ -88,6 +89,7 @@ def speed(
     write_json(json_file, result)
 
 
+main.add_command(archive)
 main.add_command(device)
 main.add_command(memory)
 main.add_command(needle)

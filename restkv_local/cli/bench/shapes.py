@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ...errors import ConfigError
-from ...models.shapes import BLOCKS, DEFAULT_TYPE, SHAPES, bytes_per_cell, n_weights, shape_of
+from ...models.shapes import BLOCKS, DEFAULT_TYPE, SHAPES, bytes_per_cell, can_have, n_weights, shape_of
 from ...plan.machine import size
 from ..failure import Command
 from ..options import CONTEXT_SETTINGS
@@ -21,7 +21,9 @@ def shape_list() -> str:
     lines = [f"{'shape':<16} layers  width  heads  KV heads  head size  weights   "
              f"{'  '.join(f'{kind:>8}' for kind in BLOCKS)}  KV cell"]  # fmt: skip
     for shape in SHAPES.values():
-        files = "  ".join(f"{size(file_bytes(shape, shape.n_layer, kind)):>8}" for kind in BLOCKS)
+        files = "  ".join(
+            f"{size(file_bytes(shape, shape.n_layer, kind)) if can_have(shape, kind) else '-':>8}" for kind in BLOCKS
+        )
         lines.append(
             f"{shape.name:<16} {shape.n_layer:>6} {shape.n_embd:>6} {shape.n_head:>6} {shape.n_head_kv:>9} "
             f"{shape.head_dim:>10} {n_weights(shape, shape.n_layer) / 1e9:>7.2f}G   {files}  "

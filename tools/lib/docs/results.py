@@ -18,6 +18,7 @@ COMMANDS = {
     "speed": "restkv-bench speed --contexts 4096,16384,32768,131072 --budget 1024 --json benchmarks/speed.json",
     "memory": "restkv-bench memory --json benchmarks/memory.json",
     "patch-cost": "python3 tools/patch_cost.py --json benchmarks/patch-cost.json",
+    "archive": "restkv-bench archive --json benchmarks/archive-6k.json",
     "needle": "restkv-bench needle --reserve 2048 --allocations ada,uniform --json benchmarks/needle.json",
 }
 
@@ -56,7 +57,7 @@ def memory() -> str:
     rows = []
     for row in result["rows"]:
         full = row["kv_bytes"] // row["capacity"] * row["prompt_tokens"]
-        sizes = (_size(row["kv_bytes"]), _size(full), _size(row["peak_rss_bytes"]))
+        sizes = (size_of(row["kv_bytes"]), size_of(full), size_of(row["peak_rss_bytes"]))
         seconds = row["prefill_seconds"]
         share = f"{row['evict_seconds'] / seconds:.1%}"
         lengths = (f"{row['context']:,}", f"{row['prompt_tokens']:,} tokens")
@@ -123,12 +124,13 @@ def _origin(result: dict[str, Any], name: str) -> str:
     cores = f"{device['cores']} cores of {device['cpu']}" if device else ""
     model = str(settings.get("model") or result["rows"][0].get("model", ""))
     where = ", ".join(part for part in (cores, Path(model).name, str(result.get("date", ""))[:10]) if part)
-    command = result.get("command") or _command(result, name)
+    command = result.get("command") or command_of(result, name)
     return f"{where}. Command: `{command}`." if where else f"Command: `{command}`."
 
 
-def _command(result: dict[str, Any], name: str) -> str:
-    """The command line that the settings of a result say: every option that differs from its default."""
+def command_of(result: dict[str, Any], name: str, file: str = "") -> str:
+    """The command line that the settings of a result say: every option that differs from its default. name: of its
+    entry in COMMANDS; file: of the result, where it has another name."""
     from restkv_local.cli.bench.main import main
 
     words = shlex.split(COMMANDS[name])[:2]
@@ -145,7 +147,7 @@ def _command(result: dict[str, Any], name: str) -> str:
             continue
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [option.opts[0]] if value is True else [option.opts[0], text]
-    return f"{shlex.join(words)} --json benchmarks/{name}.json" if settings else COMMANDS[name]
+    return f"{shlex.join(words)} --json benchmarks/{file or name}.json" if settings else COMMANDS[name]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -166,7 +168,8 @@ def _range(row: dict[str, Any], name: str, digits: int = 1) -> str:
     return f"{value}x ({low} to {high})"
 
 
-def _size(bytes_: float) -> str:
+def size_of(bytes_: float) -> str:
+    """Bytes for people."""
     from restkv_local.plan.machine import size
 
     return size(bytes_)
