@@ -289,6 +289,7 @@ def test_open_and_joined_input() -> None:
     assert not is_open("a") and not is_open('"""a"""')
     assert joined("a\\\nb") == "a\nb"
     assert joined('x """a\\\nb""" y\\\nz') == "x a\\\nb y\nz"
+    assert joined(" /etc is a folder ") == " /etc is a folder" and joined('"""/help"""') == " /help"
 
 
 def test_prose_is_deterministic_and_long_enough() -> None:

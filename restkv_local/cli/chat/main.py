@@ -19,7 +19,8 @@ from ..doctor.command import doctor
 from ..failure import one_line
 from ..options import CONTEXT_SETTINGS, Temperature, Utf8, engine_class, engine_options
 from ..program import EXIT_STOPPED, Program
-from .commands import SUMMARIES, WITH_PATH, Leave, execute
+from .command import Leave
+from .commands import SUMMARIES, WITH_PATHS, execute, is_command
 from .figures import turn_object
 from .session import Sampling, Session, Turn
 from .ui import UI
@@ -175,7 +176,7 @@ def _converse(session: Session, ui: UI) -> None:
     if report.archive is not None:
         place = "in memory" if report.archive.path is None else f"in {report.archive.path} until you leave"
         ui.notice(f"evicted rows are kept {place}, at most {size(report.archive.bytes)}: later questions find them")
-    prompt = Prompt(SUMMARIES, WITH_PATH, ui.notice)
+    prompt = Prompt(SUMMARIES, WITH_PATHS, ui.notice)
     while True:
         try:
             line = prompt.read()
@@ -185,14 +186,14 @@ def _converse(session: Session, ui: UI) -> None:
             continue
         except EOFError:
             return
-        if not line:
+        if not line.strip():
             continue
         try:
             with one_line():
-                if line.startswith("/"):
+                if is_command(line):
                     execute(line, session, ui)
                 else:
-                    _turn(session, ui, line)
+                    _turn(session, ui, line.strip())
         except Leave:
             return
         except click.ClickException as error:

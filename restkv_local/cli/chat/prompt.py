@@ -24,17 +24,18 @@ def is_open(text: str) -> bool:
 
 
 def joined(text: str) -> str:
-    """The message that was meant: no fences, and no backslash before a line's end outside of them."""
+    """The line that was meant: no fences, and no backslash before a line's end outside of them. It starts with a slash,
+    or with a word that leaves, only where the typed one does: a fence or a space before it make it a message."""
     parts = text.split(FENCE)
     parts[::2] = [part.replace("\\\n", "\n") for part in parts[::2]]
-    return "".join(parts).strip()
+    return (" " if text.startswith(FENCE) else "") + "".join(parts).rstrip()
 
 
 class _Commands(Completer):
     """Completes commands, and paths behind those that take one."""
 
-    def __init__(self, summaries: Mapping[str, str], with_path: Iterable[str]) -> None:
-        self._summaries, self._with_path = summaries, tuple(with_path)
+    def __init__(self, summaries: Mapping[str, str], with_paths: Iterable[str]) -> None:
+        self._summaries, self._with_paths = summaries, tuple(with_paths)
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
@@ -42,8 +43,8 @@ class _Commands(Completer):
         name, space, rest = text.partition(" ")
         if not text.startswith("/") or "\n" in text:
             return
-        if space and name in self._with_path:
-            yield from self._paths.get_completions(Document(rest.lstrip()), complete_event)
+        if space and name in self._with_paths:
+            yield from self._paths.get_completions(Document(rest.rpartition(" ")[2]), complete_event)
         elif not space:
             for command, summary in self._summaries.items():
                 if command.startswith(name):
@@ -53,10 +54,10 @@ class _Commands(Completer):
 class Prompt:
     """Reads messages from the terminal; draws on standard error, so that standard output holds answers only."""
 
-    def __init__(self, summaries: Mapping[str, str], with_path: Iterable[str], warn: Callable[[str], None]) -> None:
+    def __init__(self, summaries: Mapping[str, str], with_paths: Iterable[str], warn: Callable[[str], None]) -> None:
         self._session: PromptSession[str] = PromptSession(
             history=_history(warn),
-            completer=_Commands(summaries, with_path),
+            completer=_Commands(summaries, with_paths),
             complete_while_typing=False,
             key_bindings=_keys(),
             multiline=True,
@@ -65,7 +66,7 @@ class Prompt:
         )
 
     def read(self) -> str:
-        """One message. Raises EOFError for Ctrl-D on an empty line and KeyboardInterrupt for Ctrl-C."""
+        """One line, as `joined` gives it. EOFError: Ctrl-D on an empty line; KeyboardInterrupt: Ctrl-C."""
         return joined(self._session.prompt("> "))
 
     @property
