@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from restkv_local.cli.chat.commands import COMMANDS, execute, is_command
 from restkv_local.cli.chat.session import Session
 from restkv_local.cli.chat.ui import UI
 from restkv_local.cli.chat.worker import Mailbox
-from restkv_local.engine.documents import DocumentError
+from restkv_local.engine.documents import Document, DocumentError
+from restkv_local.errors import ConfigError
 
 Run = Callable[[str], str]
 
@@ -91,3 +93,87 @@ def test_of_several_files_all_or_none_are_taken(run: Run, session: Session, tmp_
     assert session.documents == []
     assert "needs a path" in run("/file") and "unknown command /no/such" in run("/no/such")
     assert "/clear takes nothing behind it" in run("/clear all")
+
+
+def _ask(session: Session, question: str) -> None:
+    session.ask(question, lambda event: None)
+
+
+def test_undo_gives_question_and_documents_back(run: Run, session: Session) -> None:
+    assert "no question yet" in run("/undo") and "no question yet" in run("/edit")
+    _ask(session, "one")
+    session.documents = [Document("d", "text")]
+    _ask(session, "two\nlines")
+    assert run("/undo") == "taken back: two...; its documents wait for the next one"
+    assert [message["content"] for message in session.messages] == ["one", "I heard: one"]
+    assert [document.name for document in session.documents] == ["d"]
+    session.documents = []
+    assert run("/edit") == "" and session.draft == "one" and session.messages == []
+
+
+def test_undo_then_regen_is_guided_by_the_question_before(run: Run, session: Session) -> None:
+    for question in ("one", "two"):
+        _ask(session, question)
+    run("/undo")
+    run("/regen")
+    assert FakeEngine.instances[-1].guides == ["one", "two", "one"]
+
+
+def test_the_oldest_questions_are_dropped(run: Run, session: Session) -> None:
+    for question in ("one", "two", "three", "four"):
+        _ask(session, question)
+    assert run("/drop") == "1 question forgotten; what is left is read again"
+    assert run("/drop 2").startswith("2 questions") and session.messages[0]["content"] == "four"
+    for wrong in ("/drop 0", "/drop -1", "/drop all"):
+        assert "takes how many questions" in run(wrong)
+    assert run("/drop 9").startswith("1 question ") and run("/drop") == "there is no question yet"
+    assert session.messages == []
+
+
+def test_the_system_prompt_is_shown_set_and_removed(run: Run, session: Session) -> None:
+    assert "the model's template decides" in run("/system")
+    run("/system be brief")
+    assert run("/system") == "the system prompt is: be brief"
+    _ask(session, "one")
+    assert FakeEngine.instances[-1].requests[-1]["messages"][0] == {"role": "system", "content": "be brief"}
+    assert run('/system ""').endswith("the conversation will be read again") and session.system == ""
+    _ask(session, "two")
+    assert FakeEngine.instances[-1].requests[-1]["messages"][0]["role"] == "user"
+
+
+def test_set_shows_and_sets(run: Run, session: Session) -> None:
+    session.sampling = replace(session.sampling, makers={"top_k": 12})
+    shown = run("/set")
+    assert "temperature 0.2 (default)" in shown and "top-k 12 (the model's makers)" in shown
+    assert run("/set temp 0.7") == "temperature is 0.7" and run("/set top_p=0.5") == "top-p is 0.5"
+    run("/set parameter top-k 3")
+    run("/set max-tokens 0")
+    run("/set seed 5")
+    _ask(session, "one")
+    request = FakeEngine.instances[-1].requests[-1]
+    chosen = {"temperature": 0.7, "top_p": 0.5, "top_k": 3, "max_tokens": None, "seed": 5}
+    assert {name: request[name] for name in chosen} == chosen
+    assert run("/set top-k default") == "top-k is 12 (the model's makers)"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("heat 1", "there is no setting 'heat'; there are temperature"),
+        ("temperature hot", "temperature must be a number or default; got 'hot'"),
+        ("top-k 1.5", "top-k must be a whole number"),
+        ("top-p 2", "top_p must be a number from 0 to 1"),
+        ("seed -1", "seed must be a whole number from 0"),
+        ("max-tokens -1", "max-tokens must be a number from 0"),
+        ("repetition maybe", "repetition must be stop or allow"),
+    ],
+)
+def test_set_refuses_what_cannot_be(session: Session, line: str, message: str) -> None:
+    before = session.sampling
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        execute(f"/set {line}", session, UI())
+    assert session.sampling == before
+
+
+def test_set_needs_a_name_and_a_value(run: Run) -> None:
+    assert "takes a name and a value" in run("/set seed") and "takes a name and a value" in run("/set seed 1 2")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from . import attach
+from . import attach, choices
 from .command import Command, Leave
-from .session import Session
+from .sampling import NAMES
+from .session import Session, Turn
 from .ui import UI
 
 # Words that leave when they stand alone; behind a space they are a message.
 LEAVING = ("exit", "quit")
+# Characters of a question that are shown of one that is taken back.
+_SHOWN = 60
 
 
 def is_command(line: str) -> bool:
@@ -42,6 +45,17 @@ def _clear(session: Session, ui: UI, rest: str) -> None:
     ui.notice("the conversation is empty")
 
 
+def ask_drawn(session: Session, ui: UI, question: str) -> Turn:
+    """Ask, and draw what comes. Raises what the engine raises."""
+    ui.begin_turn([document.name for document in session.documents])
+    turn = None
+    try:
+        turn = session.ask(question, ui.draw)
+    finally:
+        ui.end_turn(turn)
+    return turn
+
+
 def _regen(session: Session, ui: UI, rest: str) -> None:
     ui.begin_turn()
     turn = None
@@ -53,10 +67,35 @@ def _regen(session: Session, ui: UI, rest: str) -> None:
         ui.error("there is no question yet")
 
 
-def _system(session: Session, ui: UI, rest: str) -> None:
-    session.system = rest or None
-    again = "; the conversation will be read again" if session.messages else ""
-    ui.notice(f"the system prompt is {'set' if rest else 'removed'}{again}")
+def _undo(session: Session, ui: UI, rest: str) -> None:
+    question = session.undo()
+    if question is None:
+        ui.error("there is no question yet")
+        return
+    waiting = "; its documents wait for the next one" if session.documents else ""
+    ui.notice(f"taken back: {_first_line(question)}{waiting}")
+
+
+def _edit(session: Session, ui: UI, rest: str) -> None:
+    question = session.undo()
+    if question is None:
+        ui.error("there is no question yet")
+    else:
+        session.draft = question
+
+
+def _drop(session: Session, ui: UI, rest: str) -> None:
+    if rest and not (rest.isdecimal() and int(rest)):
+        ui.error("/drop takes how many questions to forget, for example /drop 2")
+        return
+    n = session.drop(int(rest or 1))
+    questions = "1 question" if n == 1 else f"{n} questions"
+    ui.notice(f"{questions} forgotten; what is left is read again" if n else "there is no question yet")
+
+
+def _first_line(text: str) -> str:
+    line = text.split("\n")[0]
+    return line if line == text and len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
 
 
 def _stats(session: Session, ui: UI, rest: str) -> None:
@@ -78,7 +117,11 @@ def _help(session: Session, ui: UI, rest: str) -> None:
 COMMANDS: tuple[Command, ...] = (
     Command("/file", "PATH ...", "put documents before the next question", attach.run, ("/read",), paths=True),
     Command("/regen", "", "answer the last question again; stopped, the answer from before stays", _regen),
-    Command("/system", "TEXT", "set the system prompt; without a text, remove it", _system),
+    Command("/undo", "", "take the last question and its answer back; its documents wait again", _undo),
+    Command("/edit", "", "take them back and put the question into the line, to be changed", _edit),
+    Command("/drop", "[N]", "forget the oldest question with its documents and answer, or the N oldest", _drop),
+    Command("/system", "[TEXT]", 'show the system prompt, or set it; "" removes it', choices.system),
+    Command("/set", "[NAME VALUE]", f"show how answers are drawn, or set {', '.join(NAMES)}", choices.draw),
     Command("/stats", "", "what is in the cache, what was evicted, what it cost", _stats),
     Command("/clear", "", "forget the conversation", _clear),
     Command("/help", "", "this list", _help, ("/?",)),

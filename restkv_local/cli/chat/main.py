@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ..._version import __version__
-from ...engine.documents import STDIN, read_document
+from ...config import CHAT_ANSWER
+from ...engine.documents import STDIN, EmptyDocument, piped, read_document
 from ...engine.settings import EngineSettings
-from ...errors import ArchiveError, ConfigError
+from ...errors import ArchiveError, ConfigError, ContextOverflow
+from ...models.makers import wishes
 from ...plan.machine import size
 from ..doctor.command import doctor
 from ..failure import one_line
 from ..options import CONTEXT_SETTINGS, Temperature, Utf8, engine_class, engine_options
 from ..program import EXIT_STOPPED, Program
 from .command import Leave
-from .commands import SUMMARIES, WITH_PATHS, execute, is_command
+from .commands import SUMMARIES, WITH_PATHS, ask_drawn, execute, is_command
 from .figures import turn_object
-from .session import Sampling, Session, Turn
+from .overflow import way_out
+from .sampling import NAMES, Sampling
+from .session import Session
 from .ui import UI
 from .worker import Mailbox
 
@@ -37,14 +42,24 @@ _EPILOG = (
     subcommand_metavar="[doctor ...]",
 )
 @engine_options(shown={"archive": "a file where documents or a conversation can have one, else none"})
-@click.option("--temp", type=Temperature(), default=None, help="Temperature of sampling; 0: the likeliest.")
-@click.option("--system", type=Utf8(), default=None, help="System prompt.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=None, help="Longest answer. No limit when not given.")
 @click.option(
-    "--file", "files", metavar="PATH", multiple=True,
+    "--temp", type=Temperature(), default=None,
+    help="Temperature of sampling; 0: the likeliest. As the model's makers say when not given.",
+)
+@click.option(
+    "--set", "settled", metavar="NAME=VALUE", multiple=True,
+    help=f"How answers are drawn: {', '.join(NAMES)}. Repeatable.",
+)
+@click.option("--system", type=Utf8(), default=None, help='System prompt; "" leaves it to the model\'s template.')
+@click.option(
+    "--max-tokens", type=click.IntRange(min=0), default=None, show_default=str(CHAT_ANSWER),
+    help="Longest answer; 0: no limit.",
+)
+@click.option(
+    "-f", "--file", "files", metavar="PATH", multiple=True,
     help="A text to put before the question; - for standard input. Repeatable.",
 )
-@click.option("--ask", type=Utf8(), default=None, help="Answer this and exit.")
+@click.option("-p", "--ask", type=Utf8(), default=None, help="Answer this and exit; what is piped in is a document.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the answer's text.")
 @click.version_option(__version__)
 @click.pass_context
@@ -53,6 +68,7 @@ def main(
     /,
     settings: EngineSettings,
     temp: float | None,
+    settled: tuple[str, ...],
     system: str | None,
     max_tokens: int | None,
     files: tuple[str, ...],
@@ -75,29 +91,57 @@ def main(
         raise click.UsageError("--file - can be given once: standard input ends")
     if ask is not None and not ask.strip():
         raise click.UsageError("--ask is empty; give a question")
-    ways = _ways(ctx, settings) if files or interactive else [{}]
+    sampling = _sampling(temp, settings.seed, max_tokens, settled)
     documents = [read_document(path) for path in files]
+    notices = []
+    if ask is not None and STDIN not in files and piped():
+        try:
+            documents.append(read_document(STDIN))
+        except EmptyDocument:
+            notices.append("standard input holds no text: the question goes without it")
+    ways = _ways(ctx, settings) if documents or interactive else [{}]
     question = ask if ask is not None else "" if interactive else _piped_question()
 
-    ui = UI(quiet=as_json)
+    ui = UI(quiet=as_json, typed=interactive)
     mailbox = Mailbox()
-    engine = _load(settings, engine_class(ctx), mailbox, ways)
+    with ui.waiting("loading the model"):
+        engine = _load(settings, engine_class(ctx), mailbox, ways)
     try:
         for event in mailbox.rest():
             ui.draw(event)
         if settings.model is None:
             ui.notice(f"no --model given: the embedded model answers ({engine.report().model})")
-        session = Session(engine, mailbox, Sampling(temp, settings.seed, max_tokens), system, documents)
+        wanted = wishes(engine.metadata, engine.report().model)
+        for notice in filter(None, [*notices, wanted.ignored]):
+            ui.notice(notice)
+        sampling = replace(sampling, makers=wanted.sampling)
+        session = Session(
+            engine, mailbox, sampling, (wanted.system or "") if system is None else system, documents
+        )
         if interactive:
             _converse(session, ui)
-        else:
-            turn = _turn(session, ui, question)
-            if as_json:
-                click.echo(json.dumps(turn_object(turn), ensure_ascii=False))
-            if turn.stopped:
-                raise SystemExit(EXIT_STOPPED)
+            return
+        try:
+            turn = ask_drawn(session, ui, question)
+        except ContextOverflow as error:
+            raise click.ClickException(way_out(error, session, typed=False)) from error
+        if as_json:
+            click.echo(json.dumps(turn_object(turn, ui.said), ensure_ascii=False))
+        if turn.stopped:
+            raise SystemExit(EXIT_STOPPED)
     finally:
         engine.close()
+
+
+def _sampling(temp: float | None, seed: int | None, max_tokens: int | None, settled: tuple[str, ...]) -> Sampling:
+    sampling = Sampling(temp, seed, max_tokens)
+    for text in settled:
+        name, _, value = text.partition("=")
+        try:
+            sampling = sampling.with_(name.strip(), value.strip())
+        except ConfigError as error:
+            raise click.UsageError(f"--set {text}: {error}") from error
+    return sampling
 
 
 def _refuse_options(ctx: click.Context) -> None:
@@ -155,16 +199,6 @@ def _piped_question() -> str:
     return read_document(STDIN).text.strip()
 
 
-def _turn(session: Session, ui: UI, question: str) -> Turn:
-    ui.begin_turn()
-    turn = None
-    try:
-        turn = session.ask(question, ui.draw)
-    finally:
-        ui.end_turn(turn)
-    return turn
-
-
 def _converse(session: Session, ui: UI) -> None:
     from .prompt import Prompt
 
@@ -179,13 +213,14 @@ def _converse(session: Session, ui: UI) -> None:
     prompt = Prompt(SUMMARIES, WITH_PATHS, ui.notice)
     while True:
         try:
-            line = prompt.read()
+            line = prompt.read(session.draft)
         except KeyboardInterrupt:
             if not prompt.had_text:
                 ui.notice("Ctrl-D leaves")
             continue
         except EOFError:
             return
+        session.draft = ""
         if not line.strip():
             continue
         try:
@@ -193,9 +228,11 @@ def _converse(session: Session, ui: UI) -> None:
                 if is_command(line):
                     execute(line, session, ui)
                 else:
-                    _turn(session, ui, line.strip())
+                    ask_drawn(session, ui, line.strip())
         except Leave:
             return
+        except ContextOverflow as error:
+            ui.error(way_out(error, session, typed=True))
         except click.ClickException as error:
             ui.error(error.format_message())
         except KeyboardInterrupt:

@@ -65,9 +65,12 @@ class Prompt:
             output=create_output(stdout=sys.stderr),
         )
 
-    def read(self) -> str:
-        """One line, as `joined` gives it. EOFError: Ctrl-D on an empty line; KeyboardInterrupt: Ctrl-C."""
-        return joined(self._session.prompt("> "))
+    def read(self, draft: str = "") -> str:
+        """One line, which starts with the draft, as `joined` gives it.
+
+        Raises EOFError for Ctrl-D on an empty line and KeyboardInterrupt for Ctrl-C.
+        """
+        return joined(self._session.prompt("> ", default=draft))
 
     @property
     def had_text(self) -> bool:
