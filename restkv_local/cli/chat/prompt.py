@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -55,22 +56,26 @@ class Prompt:
     """Reads messages from the terminal; draws on standard error, so that standard output holds answers only."""
 
     def __init__(self, summaries: Mapping[str, str], with_paths: Iterable[str], warn: Callable[[str], None]) -> None:
-        self._session: PromptSession[str] = PromptSession(
-            history=_history(warn),
-            completer=_Commands(summaries, with_paths),
-            complete_while_typing=False,
-            key_bindings=_keys(),
-            multiline=True,
-            prompt_continuation=lambda width, number, wrapped: "." * (width - 1) + " ",
-            output=create_output(stdout=sys.stderr),
-        )
+        # The output of a session of apps, not of the prompt: with one of its own, a prompt takes a dumb terminal, which
+        # shows control sequences as text, for any other.
+        self._output = create_output(stdout=sys.stderr)
+        with create_app_session(output=self._output):
+            self._session: PromptSession[str] = PromptSession(
+                history=_history(warn),
+                completer=_Commands(summaries, with_paths),
+                complete_while_typing=False,
+                key_bindings=_keys(),
+                multiline=True,
+                prompt_continuation=lambda width, number, wrapped: "." * (width - 1) + " ",
+            )
 
     def read(self, draft: str = "") -> str:
         """One line, which starts with the draft, as `joined` gives it.
 
         Raises EOFError for Ctrl-D on an empty line and KeyboardInterrupt for Ctrl-C.
         """
-        return joined(self._session.prompt("> ", default=draft))
+        with create_app_session(output=self._output):
+            return joined(self._session.prompt("> ", default=draft))
 
     @property
     def had_text(self) -> bool:
