@@ -53,6 +53,7 @@ def test_no_colour_and_a_dumb_terminal(tmp_path: Path, variables: dict[str, str]
         assert not [code for code in COLOUR.findall(running.child.before) if re.search("3[0-7]|9[0-7]", code)]
         running.press("\x03")
         running.sees("stopped while reading")
+        assert "^C" not in running.child.before
         assert running.leaves() == 130
 
 

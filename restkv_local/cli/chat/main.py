@@ -28,7 +28,7 @@ from .figures import turn_object
 from .overflow import way_out
 from .sampling import NAMES, Sampling
 from .session import Session
-from .ui import UI
+from .ui import UI, no_echo_of_ctrl_c
 from .worker import Mailbox
 
 _EPILOG = (
@@ -103,6 +103,7 @@ def main(
     question = ask if ask is not None else "" if interactive else _piped_question()
 
     ui = UI(quiet=as_json, typed=interactive)
+    ctx.with_resource(no_echo_of_ctrl_c())
     mailbox = Mailbox()
     with ui.waiting("loading the model"):
         engine = _load(settings, engine_class(ctx), mailbox, ways)
@@ -204,12 +205,12 @@ def _converse(session: Session, ui: UI) -> None:
 
     report = session.engine.report()
     ui.notice(
-        f"{report.model}: context {report.context:,} positions, {report.capacity:,} cells "
-        f"(budget {report.budget:,}); /help lists commands, Ctrl-D leaves"
+        f"{report.model}: context {report.context:,} positions, {report.capacity:,} cells (budget {report.budget:,})"
     )
     if report.archive is not None:
         place = "in memory" if report.archive.path is None else f"in {report.archive.path} until you leave"
         ui.notice(f"evicted rows are kept {place}, at most {size(report.archive.bytes)}: later questions find them")
+    ui.notice("ask a question, or put a text before it with /file PATH; /help lists commands, Ctrl-D leaves")
     prompt = Prompt(SUMMARIES, WITH_PATHS, ui.notice)
     while True:
         try:

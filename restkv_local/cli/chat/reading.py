@@ -54,9 +54,10 @@ class Reading:
         if self._bar is None:
             if not self._name and now - self._start < _AFTER:
                 return
-            figures = TextColumn("{task.fields[figures]}", markup=False)
-            self._bar = Progress(BarColumn(bar_width=None), figures, console=self._console, transient=True, expand=True,
-                                 auto_refresh=False)  # fmt: skip
+            columns = [BarColumn(bar_width=None), TextColumn("{task.fields[figures]}", markup=False)]
+            if self._console.width >= _NARROW:
+                columns.insert(0, TextColumn("reading"))
+            self._bar = Progress(*columns, console=self._console, transient=True, expand=True, auto_refresh=False)
             self._bar.start()
             self._bar.add_task("", figures="")
         task = self._bar.tasks[0].id

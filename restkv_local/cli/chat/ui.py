@@ -32,6 +32,28 @@ def printable(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
+@contextlib.contextmanager
+def no_echo_of_ctrl_c() -> Iterator[None]:
+    """While inside, a terminal does not write ^C into bars and answers."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        at = sys.stdin.fileno()
+        before = termios.tcgetattr(at)
+    except (OSError, ValueError, termios.error):  # no terminal, or no file
+        yield
+        return
+    modes = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+    termios.tcsetattr(at, termios.TCSADRAIN, modes)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(at, termios.TCSADRAIN, before)
+
+
 class UI:
     """Draws a conversation. quiet: the answer is not streamed (the caller prints it). typed: commands can be typed, and
     are named as the way out; else options are."""
