@@ -23,9 +23,9 @@ _WHOLE = ("top_k",)
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the makers say. sampling: by the names of create_completion; system: the prompt that a chat starts with
-    where the template's own does harm, else None; source: where they say so, "" where they say nothing; ignored: why
-    values of the file are not used, or ""."""
+    """What the makers say. sampling: by the names of create_completion; source: where they say so, "" where they say
+    nothing; ignored: why values of the file are not used, or "". system: no wish of theirs, but the prompt that a chat
+    starts with where that of the template was found to do harm, else None."""
 
     sampling: Mapping[str, float] = field(default_factory=dict)
     system: str | None = None
@@ -47,12 +47,10 @@ class _Row:
 _TABLE = (
     _Row(
         r"smollm2",
-        # Left to its template's own prompt, the 135M model drifts off: asked in English, it answers in French.
-        Wishes(
-            {"temperature": 0.2, "top_p": 0.9},
-            "You are a helpful assistant.",
-            "the model card of HuggingFaceTB/SmolLM2-135M-Instruct",
-        ),
+        # With its template's own prompt the 135M model drifts off: asked for the capital of France it begins in French
+        # ("L" 0.16, "The" 0.12). With an empty one it answers ("The" 0.53, "L" 0.11), better than with "You are a
+        # helpful assistant." (0.19 and 0.17).
+        Wishes({"temperature": 0.2, "top_p": 0.9}, "", "the model card of HuggingFaceTB/SmolLM2-135M-Instruct"),
         template="named SmolLM",
     ),
     _Row(

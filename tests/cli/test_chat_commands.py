@@ -131,13 +131,15 @@ def test_the_oldest_questions_are_dropped(run: Run, session: Session) -> None:
 
 
 def test_the_system_prompt_is_shown_set_and_removed(run: Run, session: Session) -> None:
-    assert "the model's template decides" in run("/system")
-    run("/system be brief")
-    assert run("/system") == "the system prompt is: be brief"
+    assert "left to the model's template" in run("/system")
+    assert run("/system be brief") == run("/system") == "the system prompt is be brief"
     _ask(session, "one")
     assert FakeEngine.instances[-1].requests[-1]["messages"][0] == {"role": "system", "content": "be brief"}
-    assert run('/system ""').endswith("the conversation will be read again") and session.system == ""
+    assert run('/system ""') == "the system prompt is empty; the conversation will be read again"
     _ask(session, "two")
+    assert FakeEngine.instances[-1].requests[-1]["messages"][0] == {"role": "system", "content": ""}
+    run("/system default")
+    _ask(session, "three")
     assert FakeEngine.instances[-1].requests[-1]["messages"][0]["role"] == "user"
 
 

@@ -97,10 +97,10 @@ def test_system_prompt_and_sampling_of_the_makers(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(FakeEngine, "described", described)
     _chat("--ask", "hi", "--temp", "0.9")
     request = FakeEngine.instances[-1].requests[0]
-    assert request["messages"][0] == {"role": "system", "content": "You are a helpful assistant."}
+    assert request["messages"][0] == {"role": "system", "content": ""}
     assert (request["temperature"], request["top_p"]) == (0.9, 0.9)
-    _chat("--ask", "hi", "--system", "")
-    assert FakeEngine.instances[-1].requests[0]["messages"][0]["role"] == "user"
+    _chat("--ask", "hi", "--system", "be brief")
+    assert FakeEngine.instances[-1].requests[0]["messages"][0] == {"role": "system", "content": "be brief"}
 
 
 def test_values_of_a_file_that_cannot_be_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

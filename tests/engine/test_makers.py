@@ -16,7 +16,7 @@ SMOL = {
 
 def test_the_embedded_model_gets_a_prompt_that_suits_it() -> None:
     found = wishes(SMOL)
-    assert found.system == "You are a helpful assistant."
+    assert found.system == ""
     assert found.sampling == {"temperature": 0.2, "top_p": 0.9} and "SmolLM2-135M-Instruct" in found.source
 
 

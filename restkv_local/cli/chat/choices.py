@@ -6,17 +6,19 @@ from .sampling import name_of
 from .session import Session
 from .ui import UI
 
-_OWN = "there is no system prompt of yours: the model's template decides"
+_TEMPLATE = "the system prompt is left to the model's template"
 
 
 def system(session: Session, ui: UI, rest: str) -> None:
-    """Show the system prompt, or set it; a pair of quotes with nothing between removes it."""
-    if not rest:
-        ui.notice(f"the system prompt is: {session.system}" if session.system else _OWN)
-        return
-    session.system = "" if rest in ('""', "''") else rest
-    again = "; the conversation will be read again" if session.messages else ""
-    ui.notice(f"the system prompt is set{again}" if session.system else f"{_OWN}{again}")
+    """Show the system prompt, or set it: to none with a pair of quotes, to the template's with the word default."""
+    again = ""
+    if rest:
+        session.system = None if rest == "default" else "" if rest in ('""', "''") else rest
+        again = "; the conversation will be read again" if session.messages else ""
+    if session.system is None:
+        ui.notice(_TEMPLATE + again)
+    else:
+        ui.notice(f"the system prompt is {session.system or 'empty'}{again}")
 
 
 def draw(session: Session, ui: UI, rest: str) -> None:

@@ -120,7 +120,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("/undo", "", "take the last question and its answer back; its documents wait again", _undo),
     Command("/edit", "", "take them back and put the question into the line, to be changed", _edit),
     Command("/drop", "[N]", "forget the oldest question with its documents and answer, or the N oldest", _drop),
-    Command("/system", "[TEXT]", 'show the system prompt, or set it; "" removes it', choices.system),
+    Command("/system", "[TEXT]", 'show the system prompt, or set it ("" for none, or default)', choices.system),
     Command("/set", "[NAME VALUE]", f"show how answers are drawn, or set {', '.join(NAMES)}", choices.draw),
     Command("/stats", "", "what is in the cache, what was evicted, what it cost", _stats),
     Command("/clear", "", "forget the conversation", _clear),

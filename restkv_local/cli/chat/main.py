@@ -50,7 +50,7 @@ _EPILOG = (
     "--set", "settled", metavar="NAME=VALUE", multiple=True,
     help=f"How answers are drawn: {', '.join(NAMES)}. Repeatable.",
 )
-@click.option("--system", type=Utf8(), default=None, help='System prompt; "" leaves it to the model\'s template.')
+@click.option("--system", type=Utf8(), default=None, help='System prompt; "" is none.')
 @click.option(
     "--max-tokens", type=click.IntRange(min=0), default=None, show_default=str(CHAT_ANSWER),
     help="Longest answer; 0: no limit.",
@@ -117,7 +117,7 @@ def main(
             ui.notice(notice)
         sampling = replace(sampling, makers=wanted.sampling)
         session = Session(
-            engine, mailbox, sampling, (wanted.system or "") if system is None else system, documents
+            engine, mailbox, sampling, wanted.system if system is None else system, documents
         )
         if interactive:
             _converse(session, ui)

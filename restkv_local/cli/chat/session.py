@@ -60,13 +60,14 @@ class Session:
     """A conversation with an engine. `documents` wait for the next question and then become part of its message.
 
     `messages` holds whole exchanges only: what a turn does not finish is taken back, so that two questions never follow
-    each other. system: "" leaves the system prompt to the model's template. draft: what the next line starts with.
+    each other. system: "" is an empty one, None leaves it to the model's template. draft: what the next line starts
+    with.
     """
 
     engine: ChatEngine
     mailbox: Mailbox
     sampling: Sampling = field(default_factory=Sampling)
-    system: str = ""
+    system: str | None = None
     documents: list[Document] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
     draft: str = ""
@@ -120,7 +121,7 @@ class Session:
         pieces: list[str] = []
         finish: list[str] = []
         before = self.engine.report().n_evictions
-        head = [{"role": "system", "content": self.system}] if self.system else []
+        head = [] if self.system is None else [{"role": "system", "content": self.system}]
         self.engine.guide = question
 
         def work() -> None:
