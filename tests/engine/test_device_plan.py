@@ -42,7 +42,7 @@ def gpu(index: int, free: int, kind: str = "gpu") -> Device:
 
 
 @pytest.mark.parametrize("options", [{}, {"main_gpu": 0, "tensor_split": None}])
-def test_without_a_gpu_what_is_asked_of_one_is_refused(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+def test_what_is_asked_of_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     monkeypatch.setattr(fitting, "devices", lambda: [gpu(0, GIB, "cpu"), gpu(1, GIB, "accel")])
     path = Path("model.gguf")
     assert fitting.fit(path, plan(), 0, options) == (0, "")
