@@ -28,7 +28,7 @@ from .figures import turn_object
 from .overflow import way_out
 from .sampling import NAMES, Sampling
 from .session import Session
-from .ui import UI, no_echo_of_ctrl_c
+from .ui import UI, no_echo
 from .worker import Mailbox
 
 _EPILOG = (
@@ -103,7 +103,7 @@ def main(
     question = ask if ask is not None else "" if interactive else _piped_question()
 
     ui = UI(quiet=as_json, typed=interactive)
-    ctx.with_resource(no_echo_of_ctrl_c())
+    ctx.with_resource(no_echo())
     mailbox = Mailbox()
     with ui.waiting("loading the model"):
         engine = _load(settings, engine_class(ctx), mailbox, ways)

@@ -33,8 +33,8 @@ def printable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def no_echo_of_ctrl_c() -> Iterator[None]:
-    """While inside, a terminal does not write ^C into bars and answers."""
+def no_echo() -> Iterator[None]:
+    """While inside, a terminal does not write what is typed, Ctrl-C too, into bars and answers; a prompt shows it."""
     try:
         import termios
     except ImportError:  # Windows
@@ -46,7 +46,7 @@ def no_echo_of_ctrl_c() -> Iterator[None]:
     except (OSError, ValueError, termios.error):  # no terminal, or no file
         yield
         return
-    modes = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+    modes = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
     termios.tcsetattr(at, termios.TCSADRAIN, modes)
     try:
         yield
