@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,14 @@ def piped() -> bool:
     except (OSError, ValueError):  # no file of the system's
         return not sys.stdin.isatty()
     return stat.S_ISFIFO(kind) or stat.S_ISREG(kind)
+
+
+def comes(seconds: float) -> bool:
+    """Whether standard input has something, or ends, within so many seconds; True where the system cannot tell."""
+    try:
+        return bool(select.select([sys.stdin.fileno()], [], [], seconds)[0])
+    except (OSError, ValueError):
+        return True
 
 
 def user_message(documents: Sequence[Document], question: str) -> str:

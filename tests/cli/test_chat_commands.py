@@ -164,7 +164,7 @@ def test_set_shows_and_sets(run: Run, session: Session) -> None:
         ("heat 1", "there is no setting 'heat'; there are temperature"),
         ("temperature hot", "temperature must be a number or default; got 'hot'"),
         ("top-k 1.5", "top-k must be a whole number"),
-        ("top-p 2", "top_p must be a number from 0 to 1"),
+        ("top-p 2", "top-p must be a number from 0 to 1"),
         ("seed -1", "seed must be a whole number from 0"),
         ("max-tokens -1", "max-tokens must be a number from 0"),
         ("repetition maybe", "repetition must be stop or allow"),

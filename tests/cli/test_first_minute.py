@@ -13,11 +13,15 @@ from click.testing import CliRunner, Result
 
 from cli_fake import FakeEngine
 from restkv_local.cli.chat import main as chat
-from restkv_local.cli.chat.overflow import suggestion
+from restkv_local.cli.chat.overflow import suggestion, way_out
+from restkv_local.cli.chat.sampling import Sampling
+from restkv_local.cli.chat.session import Session
+from restkv_local.cli.chat.worker import Mailbox
 from restkv_local.cli.words import in_options
 from restkv_local.config import CHAT_ANSWER, EvictConfig
 from restkv_local.engine.answers.chat_templates import NO_TEMPLATE
-from restkv_local.errors import ConfigError
+from restkv_local.engine.documents import Document
+from restkv_local.errors import ConfigError, ContextOverflow
 
 ROOT = Path(chat.__file__).resolve().parents[3]
 FAKE = Path(__file__).parents[1] / "support" / "cli_fake.py"
@@ -84,6 +88,19 @@ def test_a_question_that_does_not_fit_is_told_a_context(tmp_path: Path) -> None:
     assert said in _said(result) and "n_ctx" not in result.stderr
 
 
+def test_ways_out_of_a_full_context_in_a_conversation() -> None:
+    session = Session(FakeEngine(), Mailbox(), Sampling(max_tokens=100))
+    error = ContextOverflow("Requested tokens (5000) exceed context window of 4096", 5000, 4096)
+    assert way_out(error, session, typed=True).endswith("has 4,096; make it shorter, or start with --context 8k")
+    session.documents = [Document("d", "text")]
+    assert "/clear forgets the documents, or start with" in way_out(error, session, typed=True)
+    session.ask("one", lambda event: None)
+    assert way_out(error, session, typed=True) == (
+        "the conversation with this question takes 5,000 positions and the context has 4,096; "
+        "/drop forgets the oldest question, /clear all of them; or start with --context 8k"
+    )
+
+
 @pytest.mark.parametrize(("positions", "typed"), [(1, "1k"), (1024, "1k"), (1025, "2k"), (131073, "256k")])
 def test_a_context_that_has_room(positions: int, typed: str) -> None:
     assert suggestion(positions) == typed
@@ -138,6 +155,25 @@ def test_standard_input_of_a_shell(tmp_path: Path, command: str, document: bool)
     )  # fmt: skip
     assert json.loads(done.stdout)["prompt_tokens"] == (8 if document else 1), done.stderr
     assert "standard input" not in done.stderr or document
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX pipe")
+def test_a_pipe_without_an_end_is_said() -> None:
+    """As of a program that starts this one and leaves a pipe open."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(FAKE.parent)!r}); sys.argv = ['restkv-chat', '-p', 'why?']\n"
+        "from cli_fake import FakeEngine\n"
+        "from restkv_local.cli.chat import main\n"
+        "main._PATIENCE = 0.05\n"
+        "main.main(obj={'engine': FakeEngine})\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stderr is not None and "waiting for a text on standard input" in child.stderr.readline()
+    out, _ = child.communicate("the text", timeout=60)
+    assert (child.returncode, out) == (0, "I heard: why?\n")
 
 
 def test_short_options_and_lengths(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from ..._version import __version__
 from ...config import CHAT_ANSWER
-from ...engine.documents import STDIN, EmptyDocument, piped, read_document
+from ...engine.documents import STDIN, EmptyDocument, comes, piped, read_document
 from ...engine.settings import EngineSettings
 from ...errors import ArchiveError, ConfigError, ContextOverflow
 from ...models.makers import wishes
@@ -35,6 +35,8 @@ _EPILOG = (
     "Without --ask, a terminal starts a conversation (/help there), and anything else on standard input is the "
     "question. Try: restkv-chat --file book.txt --ask 'Who is the captain?'"
 )
+# Seconds until it is said that standard input is waited for.
+_PATIENCE = 2.0
 
 
 @click.group(
@@ -94,7 +96,10 @@ def main(
     sampling = _sampling(temp, settings.seed, max_tokens, settled)
     documents = [read_document(path) for path in files]
     notices = []
+    ui = UI(quiet=as_json, typed=interactive)
     if ask is not None and STDIN not in files and piped():
+        if not comes(_PATIENCE):
+            ui.notice("waiting for a text on standard input; with < /dev/null the question goes without one")
         try:
             documents.append(read_document(STDIN))
         except EmptyDocument:
@@ -102,7 +107,6 @@ def main(
     ways = _ways(ctx, settings) if documents or interactive else [{}]
     question = ask if ask is not None else "" if interactive else _piped_question()
 
-    ui = UI(quiet=as_json, typed=interactive)
     ctx.with_resource(no_echo())
     mailbox = Mailbox()
     with ui.waiting("loading the model"):

@@ -93,7 +93,10 @@ def _value(name: str, at: str, text: str) -> Any:
     except ValueError:
         raise ConfigError(f"{name} must be a {'whole ' if whole else ''}number or default; got '{text}'") from None
     if at in CHAT_SAMPLING:
-        check_sampling({at: value})
+        try:
+            check_sampling({at: value})
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(at, name)) from None
     elif at == "seed":
         whole_in_range(name, value, 0, SEED_MAX)
     else:
