@@ -218,6 +218,9 @@ def test_sentences_name_options() -> None:
     assert in_options("set unverified=True in EvictConfig to evict anyway, or method='full' to keep every cell") == (
         "give --unverified to evict anyway, or --method full to keep every cell"
     )
+    with pytest.raises(ConfigError) as refused:
+        EvictConfig(prefill="recall")
+    assert in_options(str(refused.value)) == "--prefill recall reads with an archive: give --archive ram or file too"
     assert in_options("read with --context 8k and my_n_ctx") == "read with --context 8k and my_n_ctx"
     with pytest.raises(ConfigError) as refused:
         EvictConfig(method="full", archive="ram")
