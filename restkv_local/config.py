@@ -88,6 +88,16 @@ SAMPLING: dict[str, tuple[float, float]] = {
     "mirostat_eta": (0.0, 1e2),
 }
 _WHOLE = ("top_k", "mirostat_mode")
+# How a chat draws its answers where neither the user nor the model's makers say: the defaults of llama-cpp-python's
+# create_chat_completion.
+CHAT_SAMPLING: dict[str, float] = {
+    "temperature": 0.2, "top_p": 0.95, "top_k": 40, "min_p": 0.05, "repeat_penalty": 1.0,
+}  # fmt: skip
+# Most tokens of an answer of a chat, unless the user says otherwise: about three pages.
+CHAT_ANSWER = 2048
+# An answer repeats itself when its end is one block of text so many times in a row, over so many characters at least.
+REPEATED_TIMES = 4
+REPEATED_CHARACTERS = 400
 # Bounds of settings that go on to llama_cpp.Llama: its C structures take 32 bits of any number without a word.
 LLAMA_BOUNDS: dict[str, tuple[int, int]] = {
     "n_threads": (1, THREADS_MAX),

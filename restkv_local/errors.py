@@ -20,7 +20,12 @@ class ModelError(RestkvError, ValueError):
 
 
 class ContextOverflow(RestkvError, ValueError):
-    """The text is longer than the context (a limit in positions)."""
+    """The text is longer than the context (a limit in positions). needed, context: positions that it takes, and that
+    there are; 0 where that is not known."""
+
+    def __init__(self, message: str = "", needed: int = 0, context: int = 0) -> None:
+        super().__init__(message)
+        self.needed, self.context = needed, context
 
 
 class Cancelled(RestkvError):

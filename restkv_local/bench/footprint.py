@@ -65,7 +65,10 @@ def _chat(settings: EngineSettings, context: int, path: Path) -> dict[str, Any]:
         *python_program("restkv_local.cli.chat.main"), *settings.arguments(), "--context", str(context),
         "--file", str(path), "--ask", QUESTION, "--max-tokens", str(ANSWER_TOKENS), "--temp", "0", "--json",
     ]  # fmt: skip
-    child = subprocess.run(arguments, capture_output=True, text=True, env=os.environ, check=False)
+    nothing = subprocess.DEVNULL  # what is piped in would be a document
+    child = subprocess.run(
+        arguments, stdin=nothing, capture_output=True, text=True, env=os.environ, check=False
+    )
     if child.returncode:
         reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
         raise RestkvError(f"restkv-chat failed on {context} positions: {reason[0]}")

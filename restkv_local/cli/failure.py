@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..errors import Cancelled, RestkvError
+from .words import in_options
 
 RAISE_VARIABLE = "RESTKV_RAISE"
 
@@ -39,7 +40,7 @@ def one_line() -> Iterator[None]:
 
 
 def _flat(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return in_options(" ".join(str(error).split())) or type(error).__name__
 
 
 class Command(click.Command):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from ..engine.settings import EngineSettings
 from ..errors import ConfigError
 from ..plan.gpus import DEVICES_MAX
 
+_UNITS = {"k": 1 << 10, "m": 1 << 20}
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -127,6 +129,17 @@ class Contexts(click.ParamType):  # type: ignore[type-arg]
         return lengths
 
 
+class Positions(click.IntRange):
+    """A length in positions, also as 128k or 1M: 1024 and 1024 x 1024 of them."""
+
+    def __init__(self) -> None:
+        super().__init__(2, CELLS_MAX)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+)([km])", str(value).strip().lower())
+        return int(super().convert(int(found[1]) * _UNITS[found[2]] if found else value, param, ctx))
+
+
 class Shares(click.ParamType):  # type: ignore[type-arg]
     """Shares of several GPUs, as "3,1"."""
 
@@ -183,7 +196,7 @@ def engine_class(ctx: click.Context) -> Callable[..., Any]:
 
 
 THREADS_OPTION = click.option(
-    "--threads", type=click.IntRange(1, THREADS_MAX), default=None, help="CPU threads. Chosen when not given."
+    "-t", "--threads", type=click.IntRange(1, THREADS_MAX), default=None, help="CPU threads. Chosen when not given."
 )
 DEVICE_OPTIONS = (
     click.option(
@@ -197,8 +210,8 @@ DEVICE_OPTIONS = (
     click.option("--tensor-split", type=Shares(), default=None, help="Shares of several GPUs, as 3,1."),
 )
 _CONTEXT = click.option(
-    "--context", type=click.IntRange(2, CELLS_MAX), default=DEFAULT_CONTEXT, show_default=True, metavar="POSITIONS",
-    help="Longest text, in positions (tokens).",
+    "-c", "--context", type=Positions(), default=DEFAULT_CONTEXT, show_default=True, metavar="POSITIONS",
+    help="Longest text, in positions (tokens), also as 128k.",
 )
 _PREFILL = click.option(
     "--prefill", type=click.Choice(PREFILLS), default=None,
@@ -206,7 +219,9 @@ _PREFILL = click.option(
     "read whole in a full cache and cut once (exact), or with an archive, from which each chunk recalls (recall).",
 )
 _SHARED = (
-    click.option("--model", metavar="FILE", default=None, help="A GGUF model. Without it the embedded one answers."),
+    click.option(
+        "-m", "--model", metavar="FILE", default=None, help="A GGUF model. Without it the embedded one answers."
+    ),
     click.option(
         "--budget", type=Budget(), default=DEFAULT_BUDGET, show_default=True,
         help="What survives an eviction, in cells; or the bytes of the whole KV cache, as 512MB.",

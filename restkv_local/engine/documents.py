@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +39,10 @@ class DocumentError(RestkvError):
     """A document cannot be read as text."""
 
 
+class EmptyDocument(DocumentError):
+    """A document holds nothing but blanks."""
+
+
 @dataclass(frozen=True)
 class Document:
     """name: what the model sees as its title; text: the whole content, lines end in a single newline character."""
@@ -61,6 +67,24 @@ def read_document(path: str) -> Document:
         reason = getattr(error, "strerror", None) or str(error)
         raise DocumentError(f"'{path}' cannot be read: {reason}") from error
     return Document(shown(file.name), _decode(f"'{path}'", data))
+
+
+def piped() -> bool:
+    """Whether standard input is a pipe or a file, so that a text may come from it: no terminal, null device or socket,
+    which a program that starts this one may have left open."""
+    try:
+        kind = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # no file of the system's
+        return not sys.stdin.isatty()
+    return stat.S_ISFIFO(kind) or stat.S_ISREG(kind)
+
+
+def comes(seconds: float) -> bool:
+    """Whether standard input has something, or ends, within so many seconds; True where the system cannot tell."""
+    try:
+        return bool(select.select([sys.stdin.fileno()], [], [], seconds)[0])
+    except (OSError, ValueError):
+        return True
 
 
 def user_message(documents: Sequence[Document], question: str) -> str:
@@ -100,5 +124,5 @@ def _decode(name: str, data: bytes) -> str:
             f"{name} is not UTF-8 text (byte {error.start}); convert it first, for example with iconv"
         ) from error
     if not text.strip():
-        raise DocumentError(f"{name} is empty; give a text to read")
+        raise EmptyDocument(f"{name} is empty; give a text to read")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -31,6 +31,14 @@ def _as_list(tokens: Sequence[int]) -> list[int]:
     return tokens if isinstance(tokens, list) else list(tokens)
 
 
+def _too_long(needed: int, context: int) -> ContextOverflow:
+    return ContextOverflow(
+        f"Requested tokens ({needed}) exceed context window of {context}; shorten the text or choose a larger n_ctx",
+        needed,
+        context,
+    )
+
+
 @guarded
 class Engine(Decoding):
     """A model in a KV cache of `evict.budget + reserve` cells, for texts of up to n_ctx positions.
@@ -61,10 +69,7 @@ class Engine(Decoding):
             before = self._truncate()
             tokens = [*before, *tokens] if before else _as_list(tokens)
             if self.n_tokens + len(tokens) > self._n_ctx:
-                raise ContextOverflow(
-                    f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}; "
-                    f"shorten the text or choose a larger n_ctx"
-                )
+                raise _too_long(self.n_tokens + len(tokens), self._n_ctx)
             if not tokens:
                 return
             start, first = time.perf_counter(), self.n_tokens
@@ -101,10 +106,7 @@ class Engine(Decoding):
         with self._call():
             self._cut_here()
             if self.n_tokens + len(tokens) > self._n_ctx:
-                raise ContextOverflow(
-                    f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}; "
-                    f"shorten the text or choose a larger n_ctx"
-                )
+                raise _too_long(self.n_tokens + len(tokens), self._n_ctx)
             found = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
             cells = self.plan.limit if self.plan.evicts and self.plan.prefill == "exact" else self.plan.capacity
             done = 0

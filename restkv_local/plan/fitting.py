@@ -10,9 +10,14 @@ from typing import Any
 from .. import native
 from ..check.devices import Device, devices
 from ..config import EvictConfig
+from ..errors import ConfigError
 from .devices import HOST, GraphMemory, layers_that_fit, read_weights
 from .gpus import SPLIT_NONE
 from .memory import GGML_TYPES, MemoryPlan, Probe
+
+# Devices that hold layers; an igpu lies in the memory of the host.
+_GPUS = ("gpu", "igpu")
+NO_GPU = "there is no GPU here, or this build has no part for it"
 
 
 def graph_memory(plan: MemoryPlan, probe: Probe, evict: EvictConfig, device: str) -> GraphMemory | None:
@@ -46,10 +51,21 @@ def fit(
     """The number of layers to ask llama.cpp for, and what to tell the user ("" when all fit or a number was given).
 
     options: those of llama_cpp.Llama, for main_gpu, split_mode and tensor_split. graphs: graph_memory() of a device.
+    Raises ConfigError for a number of layers, or a choice of GPUs, where there is no GPU.
     """
+    chosen = options.get("tensor_split") is not None or bool(options.get("main_gpu"))
+    if gpu_layers == 0 and not chosen:
+        return 0, ""
+    found = [device for device in devices() if device.kind in _GPUS]
+    if not found and (gpu_layers > 0 or chosen):
+        raise ConfigError(
+            f"{NO_GPU}: leave n_gpu_layers, main_gpu and tensor_split out, or build for it as README.md says"
+        )
+    if not found:
+        return 0, f"{NO_GPU}: everything runs on the CPU"
     if gpu_layers >= 0:
         return gpu_layers, ""
-    gpus = _used([device for device in devices() if device.kind == "gpu"], options)
+    gpus = _used([device for device in found if device.kind == "gpu"], options)
     if not gpus or any(not gpu.memory_free for gpu in gpus):
         return -1, ""  # llama.cpp decides: integrated GPUs take what the host has, others do not tell
     weights = read_weights(path)

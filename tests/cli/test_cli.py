@@ -19,7 +19,7 @@ from restkv_local.bench.stock import StockError, position_offsets
 from restkv_local.cli.bench import main as bench
 from restkv_local.cli.chat import main as chat
 from restkv_local.cli.chat.prompt import is_open, joined
-from restkv_local.config import DEFAULT_BUDGET, DEFAULT_CONTEXT, EvictConfig
+from restkv_local.config import CHAT_ANSWER, CHAT_SAMPLING, DEFAULT_BUDGET, DEFAULT_CONTEXT, EvictConfig
 from restkv_local.engine.documents import Document, DocumentError, read_document, user_message
 from restkv_local.engine.settings import EngineSettings
 
@@ -28,7 +28,8 @@ ROOT = Path(chat.__file__).resolve().parents[3]
 JSON_KEYS = (
     "answer prompt_tokens completion_tokens context budget reserve capacity kv_bytes evictions prefill_mode method "
     "backend prefill_seconds evict_seconds decode_seconds peak_rss_bytes model "
-    "allocation budget_total archive archive_bytes recalled_cells copied_cells recall_seconds"
+    "allocation budget_total archive archive_bytes recalled_cells copied_cells recall_seconds "
+    "finish_reason stopped reused recalled notices"
 ).split()
 BENCH_FIGURES = (
     "decode_ms stock_decode_ms decode_ratio prefill_tokens_per_s stock_prefill_tokens_per_s prefill_ratio evict_share "
@@ -141,7 +142,8 @@ def test_defaults_are_those_of_the_configuration() -> None:
     _chat("--ask", "hi")
     assert FakeEngine.instances[0].evict == EvictConfig()
     assert FakeEngine.instances[0].n_ctx == DEFAULT_CONTEXT
-    assert "temperature" not in FakeEngine.instances[0].requests[0]
+    request = FakeEngine.instances[0].requests[0]
+    assert {name: request[name] for name in CHAT_SAMPLING} == CHAT_SAMPLING and request["max_tokens"] == CHAT_ANSWER
     shown = CliRunner().invoke(chat.main, ["-h"])
     assert shown.exit_code == 0
     assert str(DEFAULT_CONTEXT) in shown.stdout and str(DEFAULT_BUDGET) in shown.stdout
@@ -289,6 +291,7 @@ def test_open_and_joined_input() -> None:
     assert not is_open("a") and not is_open('"""a"""')
     assert joined("a\\\nb") == "a\nb"
     assert joined('x """a\\\nb""" y\\\nz') == "x a\\\nb y\nz"
+    assert joined(" /etc is a folder ") == " /etc is a folder" and joined('"""/help"""') == " /help"
 
 
 def test_prose_is_deterministic_and_long_enough() -> None:

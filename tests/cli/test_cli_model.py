@@ -13,6 +13,7 @@ from test_cli import BENCH_FIGURES, JSON_KEYS
 from cli_terminal import run_in_terminal
 from restkv_local.bench.process import python_program
 from restkv_local.bench.prose import prose, prose_tokens
+from restkv_local.config import CHAT_SAMPLING
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,36 @@ def test_real_document_is_read_and_memory_is_reported(long_text: Path) -> None:
 
 
 @pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("seed", ["0", "2"])
+def test_real_first_question(seed: str) -> None:
+    """As anybody asks it first, with nothing set: the answer is right, ends by itself, and is in English."""
+    done = _program("restkv_local.cli.chat.main", "--ask", "What is the capital of France?", "--seed", seed, "--json")
+    found = json.loads(done.stdout)
+    assert found["answer"] == "The capital of France is Paris." and found["finish_reason"] == "stop", done.stderr
+
+
+@pytest.mark.usefixtures("native")
+def test_real_gpu_options_without_a_gpu() -> None:
+    from restkv_local.check.devices import devices
+
+    if any(device.kind in ("gpu", "igpu") for device in devices()):
+        pytest.skip("there is a GPU")
+    done = _program("restkv_local.cli.chat.main", "--ask", "hi", "--gpu-layers", "5")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: there is no GPU here") and "leave --gpu-layers" in done.stderr
+
+
+@pytest.mark.usefixtures("native")
+def test_defaults_of_a_chat_are_those_of_the_bindings() -> None:
+    import inspect
+
+    from llama_cpp import Llama
+
+    parameters = inspect.signature(Llama.create_chat_completion).parameters
+    assert {name: parameters[name].default for name in CHAT_SAMPLING} == CHAT_SAMPLING
+
+
+@pytest.mark.usefixtures("native")
 def test_real_document_is_read_with_an_archive(long_text: Path) -> None:
     arguments = (*SMALL, "--file", str(long_text), "--ask", "Who came?", "--archive", "file")
     done = _program("restkv_local.cli.chat.main", *arguments)
@@ -69,7 +100,7 @@ def test_real_document_on_stdin_and_repeatable_answer(long_text: Path) -> None:
 def test_real_full_cache_that_does_not_fit_is_refused() -> None:
     done = _program("restkv_local.cli.chat.main", "--method", "full", "--context", "16777216", "--ask", "hi")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "the largest n_ctx that fits" in done.stderr
+    assert done.stderr.count("\n") == 1 and "the largest --context that fits" in done.stderr
 
 
 @pytest.mark.usefixtures("native")

@@ -119,7 +119,7 @@ def test_texts_that_are_no_utf8_are_refused_by_name(option: str) -> None:
     arguments = {"--ask": "q", option: "é" + NAME}
     result = _chat(*[word for pair in arguments.items() for word in pair])
     assert result.exit_code == 2 and not FakeEngine.instances
-    assert f"Invalid value for '{option}'" in result.stderr and "not UTF-8 text (byte 5)" in result.stderr
+    assert f"'{option}': it is" in result.stderr and "not UTF-8 text (byte 5)" in result.stderr
 
 
 @latin

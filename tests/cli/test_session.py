@@ -91,6 +91,14 @@ def test_an_answer_stopped_in_its_middle_is_kept() -> None:
     assert session.messages[-1] == {"role": "assistant", "content": turn.answer}
 
 
+def test_repeats_do_not_stay_in_the_conversation() -> None:
+    session, _ = _session()
+    turn = session.ask("stuck", _watch)
+    assert turn.finish == "repetition" and turn.answer.count("over and over.") > 20
+    assert session.messages[-1]["content"] == "I heard: stuck over and over."
+    assert session.ask("next", _watch).finish == "stop"
+
+
 def test_a_failure_while_drawing_takes_the_question_back() -> None:
     session, _ = _session()
     session.documents = [Document("d", "text")]

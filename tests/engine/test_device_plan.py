@@ -41,6 +41,23 @@ def gpu(index: int, free: int, kind: str = "gpu") -> Device:
     return Device(f"GPU{index}", "a GPU", "CUDA", kind, "", False, free, 2 * free)
 
 
+@pytest.mark.parametrize("options", [{}, {"main_gpu": 0, "tensor_split": None}])
+def test_what_is_asked_of_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    monkeypatch.setattr(fitting, "devices", lambda: [gpu(0, GIB, "cpu"), gpu(1, GIB, "accel")])
+    path = Path("model.gguf")
+    assert fitting.fit(path, plan(), 0, options) == (0, "")
+    layers, said = fitting.fit(path, plan(), -1, options)
+    assert layers == 0 and said.endswith("everything runs on the CPU")
+    for gpu_layers, more in ((5, {}), (0, {"main_gpu": 1}), (-1, {"tensor_split": [1.0, 1.0]})):
+        with pytest.raises(ConfigError, match="there is no GPU here"):
+            fitting.fit(path, plan(), gpu_layers, {**options, **more})
+
+
+def test_a_gpu_in_the_memory_of_the_host_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "devices", lambda: [gpu(0, GIB, "igpu")])
+    assert fitting.fit(Path("model.gguf"), plan(), 5, {}) == (5, "")
+
+
 @pytest.mark.parametrize(
     ("gpu_layers", "shares", "expected"),
     [

@@ -24,11 +24,14 @@ class FakeEngine:
     """Reads words as tokens. "slow" in a question makes reading slow, "long" makes the answer long; "lazy" and "wordy"
     do so when the question is asked a second time. Roles must alternate, as many chat templates want it.
 
-    instances: every engine made, for tests in the same process.
+    "stuck" makes the answer repeat itself, "nothing" makes it empty, and at most max_tokens pieces are said. A model
+    named "slow.gguf" takes its time to load. instances: every engine made, for tests in the same process; described:
+    metadata of their models.
     """
 
     instances: list[FakeEngine] = []
     capacity = 64
+    described: dict[str, str] = {}
 
     def __init__(
         self,
@@ -44,7 +47,10 @@ class FakeEngine:
     ) -> None:
         if model_path == "broken.gguf":
             raise ValueError("Failed to load model from file: broken.gguf")
+        if model_path == "slow.gguf":
+            time.sleep(20)
         self.model, self.n_ctx, self.evict = model_path, n_ctx, evict or EvictConfig()
+        self.metadata: dict[str, str] = dict(self.described)
         self.options = {"kv_type": kv_type, **options}
         self.guide: str | None = None
         self.requests: list[dict[str, Any]] = []
@@ -85,23 +91,28 @@ class FakeEngine:
         long = "long" in question or second and "wordy" in question
         words = sum(len(message["content"].split()) for message in messages)
         if words > self.n_ctx:
-            raise ContextOverflow(f"the text takes {words} positions but the context has {self.n_ctx}")
+            raise ContextOverflow(f"Requested tokens ({words}) exceed n_ctx {self.n_ctx}", words, self.n_ctx)
         self._progress(0, words)
         for done in range(0, words, max(1, words // 20)):
             self._step(0.5 if slow else 0)
             self._progress(done, words)
         self._progress(words, words)
         evictions = words // self.capacity
+        if "nothing" in question:
+            yield _chunk({}, "stop")
+            return
         reply = ["I", " heard:", " ", question.split("\n")[-1]] + [" and"] * (1000 if long else 0)
+        reply += [" over and over."] * 1000 if "stuck" in question else []
+        limit = min(options.get("max_tokens") or len(reply), self.n_ctx - words)
         self._figures |= {"prompt_tokens": words, "read_tokens": words, "completion_tokens": 0, "positions": words}
         self._figures["n_evictions"] += evictions
         yield _chunk({"role": "assistant"})
-        for piece in reply:
+        for piece in reply[:limit]:
             self._step(0.05 if long else 0)
             self._figures["completion_tokens"] += 1
             self._figures["positions"] += 1
             yield _chunk({"content": piece})
-        yield _chunk({}, "stop")
+        yield _chunk({}, "stop" if limit >= len(reply) else "length")
 
     def report(self) -> Report:
         return Report(

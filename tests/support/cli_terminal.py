@@ -44,16 +44,19 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def run_in_terminal(tmp_path: Path, *command: str) -> Iterator[Terminal]:
+def run_in_terminal(
+    tmp_path: Path, *command: str, columns: int = 150, variables: dict[str, str] | None = None
+) -> Iterator[Terminal]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "TERM": "xterm-256color",
         "PROMPT_TOOLKIT_NO_CPR": "1",
+        **(variables or {}),
     }
     child = pexpect.spawn(
-        sys.executable, list(command), env=environment, encoding="utf-8", dimensions=(30, 150)
+        sys.executable, list(command), env=environment, encoding="utf-8", dimensions=(30, columns)
     )
     try:
         yield Terminal(child)

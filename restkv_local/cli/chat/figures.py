@@ -45,8 +45,8 @@ def recall_line(report: Report) -> str:
     return f"recalled {report.copied_cells:,} cells in {report.recall_seconds:.1f} s"
 
 
-def turn_object(turn: Turn) -> dict[str, Any]:
-    """What `--json` prints. Sizes in bytes, times in seconds, lengths in positions or cells."""
+def turn_object(turn: Turn, notices: Sequence[str] = ()) -> dict[str, Any]:
+    """What `--json` prints. Sizes in bytes, times in seconds, lengths in positions or cells. notices: what was said."""
     report = turn.report
     return {
         "answer": turn.answer,
@@ -73,6 +73,11 @@ def turn_object(turn: Turn) -> dict[str, Any]:
         "recalled_cells": report.recalled_cells,
         "copied_cells": report.copied_cells,
         "recall_seconds": report.recall_seconds,
+        "finish_reason": turn.finish,
+        "stopped": turn.stopped,
+        "reused": report.reused_tokens,
+        "recalled": report.recalled,
+        "notices": list(notices),
     }
 
 

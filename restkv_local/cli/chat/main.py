@@ -5,30 +5,38 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ..._version import __version__
-from ...engine.documents import STDIN, read_document
+from ...config import CHAT_ANSWER
+from ...engine.documents import STDIN, EmptyDocument, comes, piped, read_document
 from ...engine.settings import EngineSettings
-from ...errors import ArchiveError, ConfigError
+from ...errors import ArchiveError, ConfigError, ContextOverflow
+from ...models.makers import wishes
 from ...plan.machine import size
 from ..doctor.command import doctor
 from ..failure import one_line
 from ..options import CONTEXT_SETTINGS, Temperature, Utf8, engine_class, engine_options
 from ..program import EXIT_STOPPED, Program
-from .commands import SUMMARIES, WITH_PATH, Leave, execute
+from .command import Leave
+from .commands import SUMMARIES, WITH_PATHS, ask_drawn, execute, is_command
 from .figures import turn_object
-from .session import Sampling, Session, Turn
-from .ui import UI
+from .overflow import way_out
+from .sampling import NAMES, Sampling
+from .session import Session
+from .ui import UI, no_echo
 from .worker import Mailbox
 
 _EPILOG = (
     "Without --ask, a terminal starts a conversation (/help there), and anything else on standard input is the "
     "question. Try: restkv-chat --file book.txt --ask 'Who is the captain?'"
 )
+# Seconds until it is said that standard input is waited for.
+_PATIENCE = 2.0
 
 
 @click.group(
@@ -36,14 +44,24 @@ _EPILOG = (
     subcommand_metavar="[doctor ...]",
 )
 @engine_options(shown={"archive": "a file where documents or a conversation can have one, else none"})
-@click.option("--temp", type=Temperature(), default=None, help="Temperature of sampling; 0: the likeliest.")
-@click.option("--system", type=Utf8(), default=None, help="System prompt.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=None, help="Longest answer. No limit when not given.")
 @click.option(
-    "--file", "files", metavar="PATH", multiple=True,
+    "--temp", type=Temperature(), default=None,
+    help="Temperature of sampling; 0: the likeliest. As the model's makers say when not given.",
+)
+@click.option(
+    "--set", "settled", metavar="NAME=VALUE", multiple=True,
+    help=f"How answers are drawn: {', '.join(NAMES)}. Repeatable.",
+)
+@click.option("--system", type=Utf8(), default=None, help='System prompt; "" is none.')
+@click.option(
+    "--max-tokens", type=click.IntRange(min=0), default=None, show_default=str(CHAT_ANSWER),
+    help="Longest answer; 0: no limit.",
+)
+@click.option(
+    "-f", "--file", "files", metavar="PATH", multiple=True,
     help="A text to put before the question; - for standard input. Repeatable.",
 )
-@click.option("--ask", type=Utf8(), default=None, help="Answer this and exit.")
+@click.option("-p", "--ask", type=Utf8(), default=None, help="Answer this and exit; what is piped in is a document.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the answer's text.")
 @click.version_option(__version__)
 @click.pass_context
@@ -52,6 +70,7 @@ def main(
     /,
     settings: EngineSettings,
     temp: float | None,
+    settled: tuple[str, ...],
     system: str | None,
     max_tokens: int | None,
     files: tuple[str, ...],
@@ -74,29 +93,60 @@ def main(
         raise click.UsageError("--file - can be given once: standard input ends")
     if ask is not None and not ask.strip():
         raise click.UsageError("--ask is empty; give a question")
-    ways = _ways(ctx, settings) if files or interactive else [{}]
+    sampling = _sampling(temp, settings.seed, max_tokens, settled)
     documents = [read_document(path) for path in files]
+    notices = []
+    ui = UI(quiet=as_json, typed=interactive)
+    if ask is not None and STDIN not in files and piped():
+        if not comes(_PATIENCE):
+            ui.notice("waiting for a text on standard input; with < /dev/null the question goes without one")
+        try:
+            documents.append(read_document(STDIN))
+        except EmptyDocument:
+            notices.append("standard input holds no text: the question goes without it")
+    ways = _ways(ctx, settings) if documents or interactive else [{}]
     question = ask if ask is not None else "" if interactive else _piped_question()
 
-    ui = UI(quiet=as_json)
+    ctx.with_resource(no_echo())
     mailbox = Mailbox()
-    engine = _load(settings, engine_class(ctx), mailbox, ways)
+    with ui.waiting("loading the model"):
+        engine = _load(settings, engine_class(ctx), mailbox, ways)
     try:
         for event in mailbox.rest():
             ui.draw(event)
         if settings.model is None:
             ui.notice(f"no --model given: the embedded model answers ({engine.report().model})")
-        session = Session(engine, mailbox, Sampling(temp, settings.seed, max_tokens), system, documents)
+        wanted = wishes(engine.metadata, engine.report().model)
+        for notice in filter(None, [*notices, wanted.ignored]):
+            ui.notice(notice)
+        sampling = replace(sampling, makers=wanted.sampling)
+        session = Session(
+            engine, mailbox, sampling, wanted.system if system is None else system, documents
+        )
         if interactive:
             _converse(session, ui)
-        else:
-            turn = _turn(session, ui, question)
-            if as_json:
-                click.echo(json.dumps(turn_object(turn), ensure_ascii=False))
-            if turn.stopped:
-                raise SystemExit(EXIT_STOPPED)
+            return
+        try:
+            turn = ask_drawn(session, ui, question)
+        except ContextOverflow as error:
+            raise click.ClickException(way_out(error, session, typed=False)) from error
+        if as_json:
+            click.echo(json.dumps(turn_object(turn, ui.said), ensure_ascii=False))
+        if turn.stopped:
+            raise SystemExit(EXIT_STOPPED)
     finally:
         engine.close()
+
+
+def _sampling(temp: float | None, seed: int | None, max_tokens: int | None, settled: tuple[str, ...]) -> Sampling:
+    sampling = Sampling(temp, seed, max_tokens)
+    for text in settled:
+        name, _, value = text.partition("=")
+        try:
+            sampling = sampling.with_(name.strip(), value.strip())
+        except ConfigError as error:
+            raise click.UsageError(f"--set {text}: {error}") from error
+    return sampling
 
 
 def _refuse_options(ctx: click.Context) -> None:
@@ -154,47 +204,40 @@ def _piped_question() -> str:
     return read_document(STDIN).text.strip()
 
 
-def _turn(session: Session, ui: UI, question: str) -> Turn:
-    ui.begin_turn()
-    turn = None
-    try:
-        turn = session.ask(question, ui.draw)
-    finally:
-        ui.end_turn(turn)
-    return turn
-
-
 def _converse(session: Session, ui: UI) -> None:
     from .prompt import Prompt
 
     report = session.engine.report()
     ui.notice(
-        f"{report.model}: context {report.context:,} positions, {report.capacity:,} cells "
-        f"(budget {report.budget:,}); /help lists commands, Ctrl-D leaves"
+        f"{report.model}: context {report.context:,} positions, {report.capacity:,} cells (budget {report.budget:,})"
     )
     if report.archive is not None:
         place = "in memory" if report.archive.path is None else f"in {report.archive.path} until you leave"
         ui.notice(f"evicted rows are kept {place}, at most {size(report.archive.bytes)}: later questions find them")
-    prompt = Prompt(SUMMARIES, WITH_PATH, ui.notice)
+    ui.notice("ask a question, or put a text before it with /file PATH; /help lists commands, Ctrl-D leaves")
+    prompt = Prompt(SUMMARIES, WITH_PATHS, ui.notice)
     while True:
         try:
-            line = prompt.read()
+            line = prompt.read(session.draft)
         except KeyboardInterrupt:
             if not prompt.had_text:
                 ui.notice("Ctrl-D leaves")
             continue
         except EOFError:
             return
-        if not line:
+        session.draft = ""
+        if not line.strip():
             continue
         try:
             with one_line():
-                if line.startswith("/"):
+                if is_command(line):
                     execute(line, session, ui)
                 else:
-                    _turn(session, ui, line)
+                    ask_drawn(session, ui, line.strip())
         except Leave:
             return
+        except ContextOverflow as error:
+            ui.error(way_out(error, session, typed=True))
         except click.ClickException as error:
             ui.error(error.format_message())
         except KeyboardInterrupt:

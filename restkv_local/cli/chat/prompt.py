@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -24,17 +25,18 @@ def is_open(text: str) -> bool:
 
 
 def joined(text: str) -> str:
-    """The message that was meant: no fences, and no backslash before a line's end outside of them."""
+    """The line that was meant: no fences, and no backslash before a line's end outside of them. It starts with a slash,
+    or with a word that leaves, only where the typed one does: a fence or a space before it make it a message."""
     parts = text.split(FENCE)
     parts[::2] = [part.replace("\\\n", "\n") for part in parts[::2]]
-    return "".join(parts).strip()
+    return (" " if text.startswith(FENCE) else "") + "".join(parts).rstrip()
 
 
 class _Commands(Completer):
     """Completes commands, and paths behind those that take one."""
 
-    def __init__(self, summaries: Mapping[str, str], with_path: Iterable[str]) -> None:
-        self._summaries, self._with_path = summaries, tuple(with_path)
+    def __init__(self, summaries: Mapping[str, str], with_paths: Iterable[str]) -> None:
+        self._summaries, self._with_paths = summaries, tuple(with_paths)
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
@@ -42,8 +44,8 @@ class _Commands(Completer):
         name, space, rest = text.partition(" ")
         if not text.startswith("/") or "\n" in text:
             return
-        if space and name in self._with_path:
-            yield from self._paths.get_completions(Document(rest.lstrip()), complete_event)
+        if space and name in self._with_paths:
+            yield from self._paths.get_completions(Document(rest.rpartition(" ")[2]), complete_event)
         elif not space:
             for command, summary in self._summaries.items():
                 if command.startswith(name):
@@ -53,20 +55,27 @@ class _Commands(Completer):
 class Prompt:
     """Reads messages from the terminal; draws on standard error, so that standard output holds answers only."""
 
-    def __init__(self, summaries: Mapping[str, str], with_path: Iterable[str], warn: Callable[[str], None]) -> None:
-        self._session: PromptSession[str] = PromptSession(
-            history=_history(warn),
-            completer=_Commands(summaries, with_path),
-            complete_while_typing=False,
-            key_bindings=_keys(),
-            multiline=True,
-            prompt_continuation=lambda width, number, wrapped: "." * (width - 1) + " ",
-            output=create_output(stdout=sys.stderr),
-        )
+    def __init__(self, summaries: Mapping[str, str], with_paths: Iterable[str], warn: Callable[[str], None]) -> None:
+        # The output of a session of apps, not of the prompt: with one of its own, a prompt takes a dumb terminal, which
+        # shows control sequences as text, for any other.
+        self._output = create_output(stdout=sys.stderr)
+        with create_app_session(output=self._output):
+            self._session: PromptSession[str] = PromptSession(
+                history=_history(warn),
+                completer=_Commands(summaries, with_paths),
+                complete_while_typing=False,
+                key_bindings=_keys(),
+                multiline=True,
+                prompt_continuation=lambda width, number, wrapped: "." * (width - 1) + " ",
+            )
 
-    def read(self) -> str:
-        """One message. Raises EOFError for Ctrl-D on an empty line and KeyboardInterrupt for Ctrl-C."""
-        return joined(self._session.prompt("> "))
+    def read(self, draft: str = "") -> str:
+        """One line, which starts with the draft, as `joined` gives it.
+
+        Raises EOFError for Ctrl-D on an empty line and KeyboardInterrupt for Ctrl-C.
+        """
+        with create_app_session(output=self._output):
+            return joined(self._session.prompt("> ", default=draft))
 
     @property
     def had_text(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ...config import SEED_MAX
 from ...engine.documents import Document, user_message
+from .repetition import TAIL, once, period
+from .sampling import Sampling
 from .worker import Draw, Mailbox, Piece, run
 
 if TYPE_CHECKING:
@@ -19,31 +21,11 @@ class ChatEngine(Protocol):
 
     guide: str | None
 
-    def create_chat_completion(self, messages: list[dict[str, str]], **options: Any) -> Iterator[dict[str, Any]]: ...
+    def create_chat_completion(self, messages: list[dict[str, str]], **options: Any) -> Generator[Any, None, None]: ...
 
     def cancel(self) -> None: ...
 
     def report(self) -> Report: ...
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn; None leaves the choice to the engine. max_tokens None: until the model ends or the
-    context is full."""
-
-    temperature: float | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-
-    def options(self, attempt: int) -> dict[str, Any]:
-        """Arguments of create_chat_completion; attempt moves the seed, so that a second try can differ."""
-        chosen: dict[str, Any] = {"max_tokens": self.max_tokens}
-        if self.temperature is not None:
-            chosen["temperature"] = self.temperature
-        if self.seed is not None:
-            # SEED_MAX itself is the wish for a new seed each time; the engine takes it for the number before it
-            chosen["seed"] = (min(self.seed, SEED_MAX - 1) + attempt) % SEED_MAX
-        return chosen
 
 
 # Of a turn the conversation holds the new answer, what it was before a question, or the answer from before /regen.
@@ -52,8 +34,9 @@ Kept = Literal["answer", "nothing", "former answer"]
 
 @dataclass(frozen=True)
 class Turn:
-    """What one request gave. stopped: Ctrl-C ended it; kept: what the conversation holds of it; evictions: of this turn
-    alone; report: the engine's, after."""
+    """What one request gave. finish: why the answer ended: "stop" (the model ended it), "length" (its limit), "context"
+    (no position is left), "repetition", or None where it was stopped or nothing was answered. stopped: Ctrl-C ended it;
+    kept: what the conversation holds of it; evictions: of this turn alone; report: the engine's, after."""
 
     answer: str
     finish: str | None
@@ -63,12 +46,22 @@ class Turn:
     report: Report
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A question that was answered, its documents, and how often it was answered again."""
+
+    question: str
+    documents: list[Document]
+    attempt: int = 0
+
+
 @dataclass
 class Session:
     """A conversation with an engine. `documents` wait for the next question and then become part of its message.
 
     `messages` holds whole exchanges only: what a turn does not finish is taken back, so that two questions never follow
-    each other.
+    each other. system: "" is an empty one, None leaves it to the model's template. draft: what the next line starts
+    with.
     """
 
     engine: ChatEngine
@@ -77,8 +70,8 @@ class Session:
     system: str | None = None
     documents: list[Document] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
-    _question: str = ""  # of the last message, without its documents
-    _attempt: int = 0
+    draft: str = ""
+    _asked: list[_Asked] = field(default_factory=list)  # one for each pair of messages
 
     def ask(self, question: str, draw: Draw) -> Turn:
         """Send documents and question, stream the answer to `draw`. Interrupted before its first word, the question
@@ -87,46 +80,76 @@ class Session:
         turn = self._answer([*self.messages, message], question, 0, draw)
         if turn.stopped and not turn.answer:
             return replace(turn, kept="nothing")
-        self._question, self._attempt, self.documents = question, 0, []
-        self.messages = [*self.messages, message, {"role": "assistant", "content": turn.answer}]
+        self._asked = [*self._asked, _Asked(question, self.documents)]
+        self.documents = []
+        self.messages = [*self.messages, message, _answer(turn)]
         return turn
 
     def again(self, draw: Draw) -> Turn | None:
         """Answer the last question once more; None when there is none. Interrupted, the former answer stays."""
         if not self.messages:
             return None
-        self._attempt += 1
-        turn = self._answer(self.messages[:-1], self._question, self._attempt, draw)
+        asked = replace(self._asked[-1], attempt=self._asked[-1].attempt + 1)
+        self._asked = [*self._asked[:-1], asked]
+        turn = self._answer(self.messages[:-1], asked.question, asked.attempt, draw)
         if turn.stopped and turn.finish is None:
             return replace(turn, kept="former answer")
-        self.messages = [*self.messages[:-1], {"role": "assistant", "content": turn.answer}]
+        self.messages = [*self.messages[:-1], _answer(turn)]
         return turn
+
+    def undo(self) -> str | None:
+        """Take the last question and its answer back, and return it; its documents wait again. None: there is none."""
+        if not self._asked:
+            return None
+        last = self._asked[-1]
+        self._asked, self.messages = self._asked[:-1], self.messages[:-2]
+        self.documents = [*last.documents, *self.documents]
+        return last.question
+
+    def drop(self, n: int) -> int:
+        """Forget the n oldest questions with their documents and answers; returns how many there were."""
+        n = min(n, len(self._asked))
+        self._asked, self.messages = self._asked[n:], self.messages[2 * n :]
+        return n
 
     def clear(self) -> None:
         """Forget messages and waiting documents; the system prompt stays."""
-        self.messages, self.documents = [], []
+        self.messages, self.documents, self._asked = [], [], []
 
     def _answer(self, messages: list[dict[str, str]], question: str, attempt: int, draw: Draw) -> Turn:
         """What the engine says to `messages`, whose last one asks `question`; the conversation stays as it is."""
         pieces: list[str] = []
         finish: list[str] = []
         before = self.engine.report().n_evictions
-        head = [{"role": "system", "content": self.system}] if self.system else []
+        head = [] if self.system is None else [{"role": "system", "content": self.system}]
         self.engine.guide = question
 
         def work() -> None:
+            tail = ""
             stream = self.engine.create_chat_completion(
                 messages=[*head, *messages], stream=True, **self.sampling.options(attempt)
             )
-            for chunk in stream:
-                choice = chunk["choices"][0]
-                if choice.get("finish_reason"):
-                    finish.append(str(choice["finish_reason"]))
-                if text := choice["delta"].get("content"):
-                    pieces.append(text)
-                    self.mailbox.put(Piece(text))
+            with closing(stream):
+                for chunk in stream:
+                    choice = chunk["choices"][0]
+                    if choice.get("finish_reason"):
+                        finish.append(str(choice["finish_reason"]))
+                    if text := choice["delta"].get("content"):
+                        pieces.append(text)
+                        self.mailbox.put(Piece(text))
+                        tail = (tail + text)[-TAIL:]
+                        if self.sampling.repetition == "stop" and period(tail):
+                            finish.append("repetition")
+                            return
 
         stopped = run(work, self.engine.cancel, self.mailbox, draw)
         report = self.engine.report()
         answer, last = "".join(pieces), finish[-1] if finish else None
+        if last == "length" and report.prompt_tokens + report.completion_tokens >= report.context:
+            last = "context"
         return Turn(answer, last, stopped, "answer", report.n_evictions - before, report)
+
+
+def _answer(turn: Turn) -> dict[str, str]:
+    """The message of an answer; of one that repeats itself without the repetition, which would go on in the next."""
+    return {"role": "assistant", "content": once(turn.answer) if turn.finish == "repetition" else turn.answer}

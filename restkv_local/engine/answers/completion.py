@@ -60,7 +60,10 @@ def limit_of(n_prompt: int, max_tokens: int | None, n_ctx: int) -> int:
         raise ConfigError("the prompt is empty, and this model has no token that begins a text; give at least a word")
     if n_prompt >= n_ctx:
         raise ContextOverflow(
-            f"Requested tokens ({n_prompt}) exceed context window of {n_ctx}; shorten the text or choose a larger n_ctx"
+            f"Requested tokens ({n_prompt}) exceed context window of {n_ctx}; "
+            f"shorten the text or choose a larger n_ctx",
+            n_prompt + 1,
+            n_ctx,
         )
     left = n_ctx - n_prompt
     return left if max_tokens is None or max_tokens <= 0 else min(max_tokens, left)

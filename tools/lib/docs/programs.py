@@ -22,7 +22,7 @@ def chat_commands() -> str:
     """Table of what can be typed in a conversation."""
     from restkv_local.cli.chat.commands import COMMANDS
 
-    rows = [f"| `{f'{name} {command.argument}'.strip()}` | {command.summary} |" for name, command in COMMANDS.items()]
+    rows = [f"| `{command.usage.replace(', ', '`, `')}` | {command.summary} |" for command in COMMANDS]
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
 
 

@@ -143,10 +143,10 @@ def command_of(result: dict[str, Any], name: str, file: str = "") -> str:
             continue
         if isinstance(option, click.Option) and option.multiple:
             for text in value:
-                words += [] if text is None else [option.opts[0], str(text)]  # None: chosen by the program
+                words += [] if text is None else [option.opts[-1], str(text)]  # None: chosen by the program
             continue
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words += [option.opts[0]] if value is True else [option.opts[0], text]
+        words += [option.opts[-1]] if value is True else [option.opts[-1], text]
     return f"{shlex.join(words)} --json benchmarks/{file or name}.json" if settings else COMMANDS[name]
 
 
