@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...engine.documents import read_document
 from .session import Session
 from .ui import UI
+from .why import why
 
 
 class Leave(Exception):
@@ -92,6 +93,7 @@ COMMANDS: dict[str, Command] = {
     "/read": Command("PATH", "put a document before the next question", _read),
     "/system": Command("TEXT", "set the system prompt; without a text, remove it", _system),
     "/stats": Command("", "what is in the cache, what was evicted, what it cost", _stats),
+    "/why": Command("", "the passages that the last answer stands on", why),
     "/help": Command("", "this list", _help),
 }
 SUMMARIES = {name: command.summary for name, command in COMMANDS.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -11,7 +11,7 @@ from ...engine.documents import Document, user_message
 from .worker import Draw, Mailbox, Piece, run
 
 if TYPE_CHECKING:
-    from ...engine.report import Report
+    from ...engine.report import Report, Source
 
 
 class ChatEngine(Protocol):
@@ -24,6 +24,8 @@ class ChatEngine(Protocol):
     def cancel(self) -> None: ...
 
     def report(self) -> Report: ...
+
+    def sources(self) -> Sequence[Source]: ...
 
 
 @dataclass(frozen=True)
