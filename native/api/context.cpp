@@ -271,14 +271,9 @@ restkv_status restkv_look(llama_context * ctx, uint32_t n_rows, float * weights,
             return restkv_fail(RESTKV_INVALID, "restkv_look: no rows, or nowhere to write");
         }
         ctx->synchronize();
-        const llama_pos               pos_next = core.cells->seq_pos_max(0) + 1;
-        const restkv_sequence::window window   = core.seq.rows(pos_next, n_rows, false);
-        if (window.pos.empty()) {
-            return restkv_fail(RESTKV_GONE, "no queries of the last positions are stored: decode a token first");
-        }
-        restkv_look_at(core, window, weights, n);
+        const uint32_t n_found = restkv_look_at(core, n_rows, weights, n);
         if (n_looked) {
-            *n_looked = (uint32_t) window.pos.size();
+            *n_looked = n_found;
         }
         return RESTKV_OK;
     });

@@ -29,9 +29,6 @@ private:
 
 // A layer's keys and queries in host memory.
 static restkv_host_rows read_layer(const restkv_layer & layer, uint32_t n_end, std::vector<uint8_t> & copy) {
-    if (!layer.ring) {
-        throw restkv_error(RESTKV_UNSUPPORTED, "this method keeps no queries: use another, or an archive");
-    }
     if (!layer.captured || layer.has_bias) {
         throw restkv_error(RESTKV_UNSUPPORTED,
                            "layer " + std::to_string(layer.il) + " has an attention of its own that leaves no queries");
@@ -50,7 +47,14 @@ static restkv_host_rows read_layer(const restkv_layer & layer, uint32_t n_end, s
     return rows;
 }
 
-void restkv_look_at(const restkv_core & core, const restkv_sequence::window & window, float * weights, uint32_t n) {
+uint32_t restkv_look_at(const restkv_core & core, uint32_t n_rows, float * weights, uint32_t n) {
+    if (!core.layers[0].ring) {
+        throw restkv_error(RESTKV_UNSUPPORTED, "this method keeps no queries: use another, or an archive");
+    }
+    const restkv_sequence::window window = core.seq.rows(core.cells->seq_pos_max(0) + 1, n_rows, false);
+    if (window.pos.empty()) {
+        throw restkv_error(RESTKV_GONE, "no queries of the last positions are stored: decode a token first");
+    }
     const uint32_t n_end = core.n_end();
     uint32_t       group = 1, d_k = 1, n_heads = 1;
     for (const restkv_layer & layer : core.layers) {
@@ -86,4 +90,5 @@ void restkv_look_at(const restkv_core & core, const restkv_sequence::window & wi
             }
         });
     }
+    return (uint32_t) window.pos.size();
 }

@@ -28,6 +28,9 @@ def test_why(capsys: pytest.CaptureFixture[str]) -> None:
     execute("/why", session, ui)
     out, err = capsys.readouterr()
     assert out == "" and err == " 90%  where is it?\nthe last 3 of its 4 tokens looked there\n"
+    session.ask("weak?", lambda event: None)
+    execute("/why", session, ui)
+    assert " 15%  weak?\nthat is little: " in capsys.readouterr().err
     execute("/why now", session, ui)
     assert "takes nothing behind it" in capsys.readouterr().err
     session.clear()

@@ -33,9 +33,10 @@ def check(ours: Evicting, theirs: ReferenceEngine, n_rows: int) -> None:
 def test_every_family_with_an_archive(family: str, folder: Path) -> None:
     path = models.write_random(folder / f"{family}.gguf", family, seed=3)
     with Both(path) as both:
-        both.read(prompt(320, 400))
-        both.answer(11, 20)
-        check(both.native, both.reference, 20)
+        both.read(prompt(320, 450))
+        both.read(prompt(320, 20, seed=9))
+        both.answer(11)
+        check(both.native, both.reference, 12)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "pyramid", "ada"])
@@ -46,11 +47,11 @@ def test_heads_with_cells_of_their_own(allocation: str, folder: Path) -> None:
     assert reference.shares is not None
     with Evicting(path, BUDGET, CAPACITY, config, shares=reference.shares) as ours:
         for each in (ours, reference):
-            each.decode(prompt(320, 150))
+            each.decode(prompt(320, 80))
         check(ours, reference, 10)  # nothing has been evicted yet
         for each in (ours, reference):
-            each.decode(prompt(320, 90, seed=2))
-            each.decode(prompt(320, 10, seed=3))
+            for chunk in (90, 50, 10):
+                each.decode(prompt(320, chunk, seed=chunk))
         assert ours.stats.n_evictions == reference.n_evictions > 0
         check(ours, reference, 10)
 

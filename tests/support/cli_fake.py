@@ -104,10 +104,10 @@ class FakeEngine:
         yield _chunk({}, "stop")
 
     def sources(self) -> tuple[Source, ...]:
-        """The last question: it is what the answer repeats."""
+        """The last question, which the answer repeats; hardly, when it says that it is weak."""
         text = self.requests[-1]["messages"][-1]["content"]
         self._figures |= {"sources_tokens": self._figures["completion_tokens"] - 1, "sources_reason": None}
-        return (Source(0, len(text), text, (0, len(text.split())), 0.9),)
+        return (Source(0, len(text), text, (0, len(text.split())), 0.15 if "weak" in text else 0.9),)
 
     def report(self) -> Report:
         return Report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...config import SOURCE_WEAK
 from .session import Session
 from .ui import UI
 
@@ -27,7 +28,9 @@ def why(session: Session, ui: UI, rest: str) -> None:
         ui.notice(line)
     if report.sources_reason:
         ui.notice(report.sources_reason)
-    elif report.sources_tokens < report.completion_tokens:
+    elif found[0].weight < SOURCE_WEAK:
+        ui.notice("that is little: the answer may stand on none of the text")
+    if 0 < report.sources_tokens < report.completion_tokens:
         ui.notice(f"the last {report.sources_tokens:,} of its {report.completion_tokens:,} tokens looked there")
 
 
