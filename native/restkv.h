@@ -20,7 +20,7 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 9
+#define RESTKV_ABI_VERSION 10
 
 #define RESTKV_NAME_MAX   32
 #define RESTKV_REASON_MAX 192
@@ -307,6 +307,15 @@ RESTKV_API uint32_t restkv_get_events(struct llama_context * ctx, restkv_event *
 // most n_max are written), or -1 with restkv_last_error().
 RESTKV_API int32_t restkv_kept(struct llama_context * ctx, uint32_t layer, uint32_t head_kv, int32_t * out,
                                uint32_t n_max);
+
+// What the last n_rows queries look at (or as many of them as are remembered), among the cells that the evicting layers
+// hold now. weights[p], of the positions p < n: raised to the largest attention, the model's own, that a query head of any
+// layer pays to p in any of these rows; what is in no cell stays as it is. So the caller begins with zeros, and calls about
+// parts of one answer add up. n_looked: how many queries there were; may be NULL. Memory: what one layer of an eviction
+// takes; of cells on a device the keys of one layer at a time are copied. RESTKV_UNSUPPORTED where no queries are kept,
+// RESTKV_GONE where those are no longer there.
+RESTKV_API restkv_status restkv_look(struct llama_context * ctx, uint32_t n_rows, float * weights, uint32_t n,
+                                     uint32_t * n_looked);
 
 // What a context takes, by the device that holds it. All sizes are of what was allocated.
 typedef struct restkv_memory {

@@ -19,7 +19,7 @@ from .native import location
 if TYPE_CHECKING:
     from .config import EvictConfig
     from .engine.engine import Engine
-    from .engine.report import ArchiveReport, Eviction, RecallReport, Report
+    from .engine.report import ArchiveReport, Eviction, RecallReport, Report, Source
     from .errors import (
         ArchiveError,
         BusyError,
@@ -41,6 +41,7 @@ _HOMES = {
     "Eviction": "engine.report",
     "RecallReport": "engine.report",
     "Report": "engine.report",
+    "Source": "engine.report",
     "ArchiveError": "errors",
     "BusyError": "errors",
     "Cancelled": "errors",
@@ -69,6 +70,7 @@ __all__ = [
     "RecallReport",
     "Report",
     "RestkvError",
+    "Source",
     "__version__",
 ]
 

@@ -67,6 +67,15 @@ RECALL_ROWS = 16
 RECALL_KERNEL = 21
 # First positions of a text that every recall chooses.
 RECALL_SINKS = 4
+# Passages that an answer is traced back to, at most; one that was looked at less than this part of the first is none.
+SOURCES = 5
+SOURCE_SHARE = 0.5
+# Where the first weighs less than this, the answer was hardly copied from any of them.
+SOURCE_WEAK = 0.2
+# Positions around one that its weight is the mean of: at 1 line breaks and full stops win, at 21 a short fact loses.
+SOURCE_KERNEL = 9
+# Characters of a passage where no sentence ends, on each side of what was looked at.
+SOURCE_CHARS = 160
 # Most threads: GGML_MAX_N_THREADS of ggml.h. The system may give fewer, and ggml ends the process then.
 THREADS_MAX = 512
 # Seeds of sampling have 32 bits.

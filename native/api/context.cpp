@@ -4,6 +4,7 @@
 
 #include "api/params.h"
 #include "cache/hooks.h"
+#include "cache/look.h"
 #include "cache/recaller.h"
 
 #include "llama-arch.h"
@@ -261,4 +262,19 @@ int32_t restkv_kept(llama_context * ctx, uint32_t layer, uint32_t head_kv, int32
         return n < 0 ? restkv_last_status() : RESTKV_OK;
     });
     return n;
+}
+
+restkv_status restkv_look(llama_context * ctx, uint32_t n_rows, float * weights, uint32_t n, uint32_t * n_looked) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] {
+        const restkv_core & core = cache_of(ctx).facts();
+        if (!weights || n == 0 || n_rows == 0) {
+            return restkv_fail(RESTKV_INVALID, "restkv_look: no rows, or nowhere to write");
+        }
+        ctx->synchronize();
+        const uint32_t n_found = restkv_look_at(core, n_rows, weights, n);
+        if (n_looked) {
+            *n_looked = n_found;
+        }
+        return RESTKV_OK;
+    });
 }

@@ -1,5 +1,21 @@
 #include "cache/view.h"
 
+const float * restkv_read_queries(const restkv_layer & layer, uint32_t h, const restkv_host_rows & rows,
+                                  const restkv_sequence::window & window, restkv_scratch & scratch) {
+    const uint32_t group = layer.group();
+    float *        q     = scratch.queries.data();
+    for (uint32_t g = 0; g < group; ++g) {
+        for (const int32_t slot : window.slots) {
+            const float * row =
+                rows.ring.data() + (size_t) slot * layer.n_head * layer.d_k + (size_t) (h * group + g) * layer.d_k;
+            for (uint32_t x = 0; x < layer.d_k; ++x) {
+                *q++ = row[x] * layer.kq_scale;
+            }
+        }
+    }
+    return scratch.queries.data();
+}
+
 restkv_view restkv_view_of(const restkv_core & core, uint32_t l, uint32_t h, const restkv_host_rows & rows,
                            const restkv_sequence::window & window, restkv_scratch & scratch) {
     const restkv_layer & layer = core.layers[l];
@@ -29,17 +45,7 @@ restkv_view restkv_view_of(const restkv_core & core, uint32_t l, uint32_t h, con
     view.sums     = rows.sums ? rows.sums + (size_t) h * core.params.capacity : nullptr;
 
     if (core.method.uses_queries) {
-        float * q = scratch.queries.data();
-        for (uint32_t g = 0; g < group; ++g) {
-            for (const int32_t slot : window.slots) {
-                const float * row =
-                    rows.ring.data() + (size_t) slot * layer.n_head * layer.d_k + (size_t) (h * group + g) * layer.d_k;
-                for (uint32_t x = 0; x < layer.d_k; ++x) {
-                    *q++ = row[x] * layer.kq_scale;
-                }
-            }
-        }
-        view.q = scratch.queries.data();
+        view.q = restkv_read_queries(layer, h, rows, window, scratch);
     }
     return view;
 }

@@ -18,6 +18,10 @@ struct restkv_host_rows {
     }
 };
 
+// The queries of a window, for KV head h of layer l, into scratch.queries: scaled, [group][rows][d_k].
+const float * restkv_read_queries(const restkv_layer & layer, uint32_t h, const restkv_host_rows & rows,
+                                  const restkv_sequence::window & window, restkv_scratch & scratch);
+
 // KV head h of layer l with its queries in scratch.queries; the caller sets n_cells, n_past and pos.
 restkv_view restkv_view_of(const restkv_core & core, uint32_t l, uint32_t h, const restkv_host_rows & rows,
                            const restkv_sequence::window & window, restkv_scratch & scratch);

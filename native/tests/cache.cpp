@@ -6,6 +6,7 @@
 #include "tests/check.h"
 #include "tests/session.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -49,6 +50,22 @@ void check_kept(session & s, const restkv_stats & stats, llama_model * model) {
     CHECK(n_seen > 0);
 }
 
+// What the last queries look at: something, of each position at most everything.
+static void check_look(session & s, const restkv_stats & stats) {
+    std::vector<float>  weights(stats.pos_next, 0.0f);
+    uint32_t            n_looked = 0;
+    const restkv_status status   = restkv_look(s.ctx, 5, weights.data(), (uint32_t) stats.pos_next, &n_looked);
+    if (status == RESTKV_UNSUPPORTED) {
+        CHECK(strstr(restkv_last_error(), "keeps no queries") != nullptr);
+        return;
+    }
+    CHECK(status == RESTKV_OK && n_looked == 5);
+    const float largest = *std::max_element(weights.begin(), weights.end());
+    CHECK(largest > 0.0f && largest <= 1.001f && *std::min_element(weights.begin(), weights.end()) >= 0.0f);
+    CHECK(restkv_look(s.ctx, UINT32_MAX, weights.data(), 1, nullptr) == RESTKV_OK);  // as many as there are
+    CHECK(restkv_look(s.ctx, 1, nullptr, 1, nullptr) == RESTKV_INVALID);
+}
+
 static void test_text(llama_model * model, const char * path, const char * method, ggml_type type,
                       restkv_stages stages = RESTKV_STAGES_AUTO, int32_t allocation = RESTKV_ALLOCATION_UNIFORM) {
     session       s;
@@ -74,6 +91,7 @@ static void test_text(llama_model * model, const char * path, const char * metho
     CHECK(restkv_get_stats(s.ctx, &stats) == RESTKV_OK);
     CHECK(stats.n_evictions > 1 && stats.n_cells <= stats.capacity && stats.pos_next == s.pos);
     check_kept(s, stats, model);
+    check_look(s, stats);
 
     // a guide scores and is forgotten
     while (stats.n_cells <= stats.budget + 10) {

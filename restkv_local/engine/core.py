@@ -34,6 +34,7 @@ from .logits import LogitRows, rows
 from .options import cache_folder, check_options, default_threads, default_threads_batch, sampling_of
 from .queueing import Queue
 from .report import Eviction, Report, Turn
+from .sources import check_queries
 from .state import made_of
 
 LOGGER = logging.getLogger("restkv_local")
@@ -65,11 +66,14 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         seed: int | None = None,
+        sources: bool = False,
         verbose: bool = False,
         **llama: Any,
     ) -> None:
         evict = evict or EvictConfig()
         check_options(evict, llama, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+        if sources:
+            check_queries(evict)
         path = resolve(model_path)
         types = kv_pair(kv_type)
         type_k, type_v = _numbers(types)
@@ -104,6 +108,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
             "n_threads": n_threads,
             "n_gpu_layers": n_gpu_layers,
             "seed": seed,
+            "sources": sources,
             "verbose": verbose,
         }
         self._queue = Queue()
@@ -111,6 +116,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         self._notices: list[str] = []
         self._restored: npt.NDArray[np.float32] | None = None
         self._generating = False
+        self._follows = sources
         self._asked: str | None = None
         self._pending_reason: str | None = None
         self._stop = ctypes.c_int32(0)

@@ -19,11 +19,12 @@ from ..errors import ConfigError, ContextOverflow, EvictionError
 from ..native.binding import LIBRARY, c
 from . import prefill
 from .archive import recall_report
-from .decoding import Decoding
 from .guard import guarded
 from .options import by_name, sampling_of
 from .report import RecallReport, Turn
+from .sources import Answer
 from .state import EngineState, check_no_archive, check_origin, check_tokens, origin, read_blob, write_blob
+from .tracing import Tracing
 
 
 def _as_list(tokens: Sequence[int]) -> list[int]:
@@ -40,7 +41,7 @@ def _too_long(needed: int, context: int) -> ContextOverflow:
 
 
 @guarded
-class Engine(Decoding):
+class Engine(Tracing):
     """A model in a KV cache of `evict.budget + reserve` cells, for texts of up to n_ctx positions.
 
     model_path: a GGUF file; None is the embedded model. n_ctx: limit in positions, rounded up to 256; 0 is what the
@@ -49,6 +50,8 @@ class Engine(Decoding):
     should see, each once. Other keyword arguments are those of llama_cpp.Llama; unknown ones are refused.
     guide: text of the question for prefill="guided"; None: the last user message of a chat, else the prompt's end. What
     the prompt holds after the question belongs to it.
+    sources: look, while an answer grows, at what it stands on, so that all of its tokens tell; report() then names the
+    passages after every answer.
 
     Calls from several threads queue. `cancel` and `report` may be called at any time from any thread.
     Raises ModelError, ConfigError (before the model is loaded), ContextOverflow, Cancelled and EvictionError.
@@ -186,6 +189,8 @@ class Engine(Decoding):
             super().reset()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
             self._restored = None
+            if not self._generating:
+                self._answer = None
 
     # ---- answering -----------------------------------------------------------------------------
 
@@ -213,6 +218,8 @@ class Engine(Decoding):
         try:
             reused = self._prepare(tokens) if reset else self.n_tokens
             self._begin_turn(len(tokens), reused)
+            start = len(tokens) + (0 if reset else self.n_tokens)
+            self._answer = Answer(start, self.guide if self.guide is not None else self._asked)
             inner = super().generate(tokens, **options)
             sent: Sequence[int] | None = None
             while True:
@@ -221,6 +228,7 @@ class Engine(Decoding):
                 except StopIteration:
                     return
                 self._turn.completion_tokens += 1
+                self._follow()
                 sent = yield token
         finally:
             self._generating = self._contained = False
@@ -269,6 +277,7 @@ class Engine(Decoding):
 
     def _begin_turn(self, prompt_tokens: int, reused: int) -> None:
         self._turn = Turn(prompt_tokens=prompt_tokens, reused_tokens=reused)
+        self._answer = None
         self._facts_open.begin_turn()
         reason, self._pending_reason = self._pending_reason, None
         if reason is not None:
@@ -283,12 +292,7 @@ class Engine(Decoding):
         text = self.guide if self.guide is not None else self._asked
         if not text:
             return []
-        question: list[int] = self.tokenize(text.encode(), add_bos=False, special=False)
-        return prefill.tail_from(text.encode(), prompt[-len(question) - GUIDE_MAX :], self._pieces) or question
-
-    def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
-        """The text of each token, control tokens included."""
-        return [self.detokenize([token], special=True) for token in tokens]
+        return self._tail_of(prompt, text) or self.tokenize(text.encode(), add_bos=False, special=False)
 
     # ---- states --------------------------------------------------------------------------------
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from ..config import EvictConfig
 from ..plan.devices import DeviceMemory
 
+# Why a report names no sources until somebody wants to know them.
+NOT_ASKED = "nobody has asked: call sources() after an answer, or make the engine with sources=True"
+
 
 @dataclass(frozen=True)
 class Eviction:
@@ -77,6 +80,23 @@ class RecallReport:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A passage of the prompt that an answer looked at.
+
+    start, end: characters of the prompt's text, which is what Engine.prompt_text gives for its tokens: control tokens
+    are no part of it. text: what stands there. positions: of its first token, and behind its last. weight: the largest
+    attention that any head paid to a position while a token of the answer was found, from 0 to 1, the mean over the
+    positions around the one where this is largest.
+    """
+
+    start: int
+    end: int
+    text: str
+    positions: tuple[int, int]
+    weight: float
+
+
+@dataclass(frozen=True)
 class Report:
     """State of an engine, and figures of its last turn (the last prompt and its answer).
 
@@ -93,7 +113,9 @@ class Report:
     again, or None), prefill_seconds (guide_seconds of it for running the question), evict_seconds (inside prefill and
     decode), decode_seconds, completion_tokens, recalled (how often cells were chosen again: once per chunk that was
     read, or per question), recalled_cells (chosen then, added up, per layer and KV head), copied_cells (of them, those
-    that came from the archive), recall_seconds (inside prefill).
+    that came from the archive), recall_seconds (inside prefill), sources (passages that the answer looked at most, by
+    weight; see Engine.sources), sources_tokens (of the answer, whose queries told), sources_reason (why there are none,
+    or None).
     """
 
     model: str
@@ -137,6 +159,9 @@ class Report:
     recalled_cells: int = 0
     copied_cells: int = 0
     recall_seconds: float = 0.0
+    sources: tuple[Source, ...] = ()
+    sources_tokens: int = 0
+    sources_reason: str | None = NOT_ASKED
 
 
 @dataclass
@@ -155,3 +180,6 @@ class Turn:
     prefill_evictions: int = 0
     guided_evictions: int = 0
     read_tokens: int = 0
+    sources: tuple[Source, ...] = ()
+    sources_tokens: int = 0
+    sources_reason: str | None = NOT_ASKED

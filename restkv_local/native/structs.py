@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import config
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
@@ -334,6 +334,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_get_stats": (C.c_int, [C.c_void_p, C.POINTER(Stats)]),
     "restkv_get_events": (C.c_uint32, [C.c_void_p, C.POINTER(Event), C.c_uint32]),
     "restkv_kept": (C.c_int32, [C.c_void_p, C.c_uint32, C.c_uint32, C.POINTER(C.c_int32), C.c_uint32]),
+    "restkv_look": (C.c_int, [C.c_void_p, C.c_uint32, C.c_void_p, C.c_uint32, C.POINTER(C.c_uint32)]),
     "restkv_get_memory": (C.c_uint32, [C.c_void_p, C.POINTER(Memory), C.c_uint32]),
     "restkv_abort_on_flag": (C.c_bool, [C.c_void_p]),
     "restkv_score": (C.c_int, [C.POINTER(ScoreArgs), C.POINTER(ScoreOut)]),

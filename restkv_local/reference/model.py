@@ -22,6 +22,7 @@ from .cache import LayerCache
 from .evict import Place, survivors
 from .forward import Transformer
 from .recall import RecallSettings, recall_score, restored
+from .sources import largest_attention
 
 
 class ReferenceEngine:
@@ -188,6 +189,19 @@ class ReferenceEngine:
                 self.pos_exact = self.n_tokens - n_guide
             self._drop(n_guide)
         return recalls
+
+    def look(self, n_rows: int, n: int) -> np.ndarray:
+        """[n] float32: the largest attention that any query head of a full-attention layer pays to a position in its
+        last n_rows queries (or as many as are remembered); 0 for positions that are in no cell."""
+        spec = self.model.spec
+        weights = torch.zeros(n)
+        with torch.inference_mode():
+            for il in self._full:
+                q, q_pos = self._caches[il].last_queries(n_rows)
+                largest_attention(weights, self._caches[il], q, q_pos, attn_scale=spec.attn_scale,
+                                  softcap=spec.attn_softcap, sinks=self.model.layers[il].sinks)  # fmt: skip
+        found: np.ndarray = weights.numpy()
+        return found
 
     def cut(self, position: int) -> None:
         """Forget every token at or after a position, which is that of the next token then.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from restkv_local.config import EvictConfig
-from restkv_local.engine.report import Report
+from restkv_local.engine.report import Report, Source
 from restkv_local.errors import Cancelled, ContextOverflow
 
 # The longest wait of a step; small, so that a cancel is seen at once.
@@ -113,6 +113,12 @@ class FakeEngine:
             self._figures["positions"] += 1
             yield _chunk({"content": piece})
         yield _chunk({}, "stop" if limit >= len(reply) else "length")
+
+    def sources(self) -> tuple[Source, ...]:
+        """The last question, which the answer repeats; hardly, when it says that it is weak."""
+        text = self.requests[-1]["messages"][-1]["content"]
+        self._figures |= {"sources_tokens": self._figures["completion_tokens"] - 1, "sources_reason": None}
+        return (Source(0, len(text), text, (0, len(text.split())), 0.15 if "weak" in text else 0.9),)
 
     def report(self) -> Report:
         return Report(

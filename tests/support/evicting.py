@@ -80,6 +80,13 @@ class Evicting(Stock):
         self._n = self.stats.pos_next
         return bool(status == native.OK)
 
+    def look(self, n_rows: int, n: int) -> np.ndarray:
+        """What the last queries look at: [n] weights by position."""
+        weights, looked = np.zeros(n, np.float32), ctypes.c_uint32(0)
+        native.check(self._lib.restkv_look(self._ctx, n_rows, weights.ctypes.data, n, ctypes.byref(looked)))
+        assert 0 < looked.value <= n_rows
+        return weights
+
     def cut(self, position: int) -> bool:
         """Forget the text from a position on; whether that was possible."""
         memory = self.call(self._llama.llama_get_memory)

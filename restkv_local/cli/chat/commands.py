@@ -7,6 +7,7 @@ from .command import Command, Leave
 from .sampling import NAMES
 from .session import Session, Turn
 from .ui import UI
+from .why import why
 
 # Words that leave when they stand alone; behind a space they are a message.
 LEAVING = ("exit", "quit")
@@ -123,6 +124,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("/system", "[TEXT]", 'show the system prompt, or set it ("" for none, or default)', choices.system),
     Command("/set", "[NAME VALUE]", f"show how answers are drawn, or set {', '.join(NAMES)}", choices.draw),
     Command("/stats", "", "what is in the cache, what was evicted, what it cost", _stats),
+    Command("/why", "", "the passages that the last answer stands on", why),
     Command("/clear", "", "forget the conversation", _clear),
     Command("/help", "", "this list", _help, ("/?",)),
     Command("/exit", "", "leave", _exit, ("/quit", "/bye")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -13,7 +13,7 @@ from .sampling import Sampling
 from .worker import Draw, Mailbox, Piece, run
 
 if TYPE_CHECKING:
-    from ...engine.report import Report
+    from ...engine.report import Report, Source
 
 
 class ChatEngine(Protocol):
@@ -26,6 +26,8 @@ class ChatEngine(Protocol):
     def cancel(self) -> None: ...
 
     def report(self) -> Report: ...
+
+    def sources(self) -> Sequence[Source]: ...
 
 
 # Of a turn the conversation holds the new answer, what it was before a question, or the answer from before /regen.
