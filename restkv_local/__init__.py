@@ -13,8 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import location
 from ._version import __version__
-from .native import location
 
 if TYPE_CHECKING:
     from .config import EvictConfig

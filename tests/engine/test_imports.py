@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import restkv_local
-from restkv_local.native import location
+from restkv_local import location
 
 PACKAGE = Path(restkv_local.__file__ or "").parent
 
@@ -31,7 +31,7 @@ def test_llama_cpp_after_the_package_runs_on_its_library() -> None:
         "import restkv_local\n"
         "import llama_cpp\n"
         "from restkv_local import Engine\n"
-        "from restkv_local.native.location import library_dir\n"
+        "from restkv_local.location import library_dir\n"
         "import os; assert os.path.samefile(os.path.dirname(llama_cpp.llama_cpp._lib._name), library_dir())\n"
         "print(issubclass(Engine, llama_cpp.Llama))"
     )
@@ -49,6 +49,21 @@ def test_llama_cpp_before_the_package_with_another_library(tmp_path: Path) -> No
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"restkv_local.errors.LibraryError: llama_cpp is already imported with {other}")
     assert last.endswith("import restkv_local before llama_cpp, in a fresh process")
+
+
+@pytest.mark.usefixtures("native")
+def test_importing_the_package_loads_next_to_nothing() -> None:
+    """A program that only may need an engine does not wait for one: what is loaded is this package's own two files,
+    beside the standard library's pathlib and typing."""
+    program = (
+        "import __future__, importlib, pathlib, typing, sys\n"
+        "before = set(sys.modules)\n"
+        "import restkv_local\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = _run(program)
+    ours = "restkv_local restkv_local._version restkv_local.errors restkv_local.location\n"
+    assert (done.stdout, done.stderr) == (ours, "")
 
 
 def test_the_reference_needs_no_library(tmp_path: Path) -> None:
