@@ -31,6 +31,10 @@ class BusyError(RestkvError, RuntimeError):
     """The engine cannot take this call now: it comes from one of its callbacks, or an answer is still streamed."""
 
 
+class ClosedError(RestkvError, RuntimeError):
+    """The engine was closed; whatever is asked of it, but `cancel()` and `close()`, raises this."""
+
+
 class EvictionError(RestkvError, RuntimeError):
     """The native side refused or failed an eviction."""
 

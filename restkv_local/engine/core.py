@@ -7,7 +7,7 @@ import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ from .options import cache_folder, check_options, default_threads, default_threa
 from .queueing import Queue
 from .report import Eviction, Report, Turn
 from .state import made_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LOGGER = logging.getLogger("restkv_local")
 
@@ -225,6 +228,14 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                 return function(*args)
 
         return called
+
+    def __enter__(self) -> Self:
+        """The engine; it is closed at the end of the block. Raises ClosedError."""
+        self._facts_open  # noqa: B018 (raises when closed)
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.close()
 
     @interrupts.lately
     def close(self) -> None:

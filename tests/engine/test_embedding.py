@@ -1,0 +1,124 @@
+"""An engine inside a program of its own: it is closed with its block, logs and does not print, and leaves nothing."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+
+from engines import load
+from restkv_local.errors import ClosedError, LibraryError
+
+try:
+    from restkv_local import Engine
+except LibraryError as error:
+    pytest.skip(f"no patched library: {error}", allow_module_level=True)
+
+
+def test_a_block_closes_its_engine(model: Path) -> None:
+    with load(model) as engine:
+        assert isinstance(engine, Engine)
+        engine.eval([5, 6, 7])
+    with pytest.raises(ClosedError, match=r"^this engine is closed; make a new one$"):
+        engine.eval([5])
+    engine.close()
+    with pytest.raises(ClosedError), engine:
+        raise AssertionError("a closed engine was entered")
+
+
+def test_a_block_that_raises_closes_its_engine(model: Path) -> None:
+    with pytest.raises(KeyError, match="of the program"), load(model) as engine:
+        raise KeyError("of the program")
+    with pytest.raises(ClosedError):
+        engine.report()
+
+
+def test_an_engine_that_nobody_holds_is_freed(model: Path) -> None:
+    engine = load(model)
+    engine.create_completion("The sea", max_tokens=2)
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+
+
+def test_llama_cpp_speaks_below_info(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its warnings and errors keep their level; everything else is for who debugs."""
+    from restkv_local.errors import ModelError
+
+    with caplog.at_level(logging.DEBUG, "restkv_local.llama"):
+        load(model).close()
+        said = {record.levelno for record in caplog.records if record.name == "restkv_local.llama"}
+        assert logging.DEBUG in said and not said - {logging.DEBUG, logging.WARNING}
+        caplog.clear()
+        broken = tmp_path / "broken.gguf"
+        broken.write_bytes(model.read_bytes()[:5000])
+        with pytest.raises(ModelError):
+            load(broken)
+    assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_only_verbose_prints(model: Path, verbose: bool) -> None:
+    """In a program that logs at INFO, as most do, and whose handler writes to standard output."""
+    program = (
+        "import logging, sys\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
+        "from restkv_local import Engine, EvictConfig\n"
+        "with Engine(sys.argv[1], 512, EvictConfig(budget=64, reserve=64), n_threads=1,\n"
+        "            verbose=sys.argv[2] == 'True') as engine:\n"
+        "    engine.eval([5, 6, 7])\n"
+        "print('done')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(model), str(verbose)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("done\n")
+    if verbose:
+        assert "llama_context" in done.stderr
+    else:
+        assert done.stderr == "" and "llama_context" not in done.stdout
+
+
+# Of memory, whatever the number of cycles: an allocator keeps some. One engine that is not freed holds 7 MB here.
+GROWTH_MAX = 3 << 20
+
+# What a process holds after some cycles, and after the rest.
+CYCLES = """
+import gc, os, sys
+from restkv_local import Engine, EvictConfig
+
+evict = EvictConfig(budget=64, reserve=64, archive="file")
+
+def cycle():
+    with Engine(sys.argv[1], 512, evict, n_threads=1) as engine:
+        engine.create_completion("The sea is blue. " * 12, max_tokens=2)
+        assert engine.report().n_evictions > 0
+
+def held():
+    gc.collect()
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+for total in map(int, sys.argv[2:]):
+    for _ in range(total):
+        cycle()
+    print(*held())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process holds")
+def test_engines_that_come_and_go_leave_nothing(model: Path, tmp_path: Path) -> None:
+    """RESTKV_CYCLES=200 makes it many."""
+    cycles = int(os.environ.get("RESTKV_CYCLES", "10"))
+    command = [sys.executable, "-c", CYCLES, str(model), "10", str(cycles)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    before, after = (list(map(int, line.split())) for line in done.stdout.splitlines())
+    assert after[1:] == before[1:], "file descriptors, threads"
+    assert after[0] - before[0] < GROWTH_MAX, f"{cycles} cycles"
+    assert not list(tmp_path.iterdir()), "files of archives"
