@@ -15,6 +15,10 @@ class ConfigError(RestkvError, ValueError):
     """A setting is out of range or does not fit the others."""
 
 
+class ExtraError(RestkvError, ImportError):
+    """A package is missing that only a part of this one needs: one of an extra."""
+
+
 class ModelError(RestkvError, ValueError):
     """The model file cannot be used, or its attention cannot be evicted."""
 
