@@ -62,10 +62,11 @@ def probe_model(path: Path, type_k: int, type_v: int, archive: tuple[int, int] |
     try:
         info = _ask(model, (type_k, type_v))
         archived = info if archive is None else _ask(model, archive)
+        weights = int(c.llama_model_size(model))
     finally:
         c.llama_model_free(model)
     values: dict[str, Any] = {name: getattr(info, name) for name, *_ in native.ModelInfo._fields_}
-    values.update(arch=info.arch.decode(), refusal=info.refusal.decode())
+    values.update(arch=info.arch.decode(), refusal=info.refusal.decode(), bytes_weights=weights)
     if archive is not None and not info.refusal:
         values.update(bytes_archived=archived.bytes_per_cell, archive_refusal=archived.refusal.decode())
     return Probe(**values)

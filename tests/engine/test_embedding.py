@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engines import load
+from engines import TEMPLATE, TEXT, load
+from models import write_random
 from restkv_local.errors import ClosedError, LibraryError
 
 try:
@@ -82,6 +84,21 @@ def test_only_verbose_prints(model: Path, verbose: bool) -> None:
         assert "llama_context" in done.stderr
     else:
         assert done.stderr == "" and "llama_context" not in done.stdout
+
+
+def test_the_examples_of_the_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/embedding.md from top to bottom, as one program, on a model with random weights."""
+    page = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text(encoding="utf-8")
+    write_random(tmp_path / "model.gguf", "llama", template=TEMPLATE)
+    (tmp_path / "book.txt").write_text(TEXT, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for body in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(compile(body, "embedding.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "model.gguf: restkv, budget 2048" in printed and '"weights_bytes": ' in printed
 
 
 # Of memory, whatever the number of cycles: an allocator keeps some. One engine that is not freed holds 7 MB here.
