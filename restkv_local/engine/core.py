@@ -94,6 +94,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         self._restored: npt.NDArray[np.float32] | None = None
         self._generating = False
         self._asked: str | None = None
+        self._guide_now: str | None = None  # of the call that runs
         self._pending_reason: str | None = None
         self._stop = ctypes.c_int32(0)
         self._facts: Facts | None = None

@@ -77,6 +77,8 @@ class Engine(Decoding):
                 else:
                     guide = self._guide_of(tokens) if self.plan.guide else []
                     prefill.read(self, tokens, prefill.guide_tokens(self.plan, guide, tokens))
+                    if self.plan.recalls and self._facts_open.position_exact > 0:
+                        self._turn.question = self._question_text()  # it ends what was read last
             except BaseException:
                 self._resync()
                 raise
@@ -143,6 +145,8 @@ class Engine(Decoding):
                     if len(guide) > self._free:
                         self._evict()
                     self._with_guide(guide, LIBRARY.restkv_recall)
+                    text = question if isinstance(question, str) else self.prompt_text(guide)
+                    self._turn.question = text.strip() or None
             except BaseException:
                 self._resync()
                 raise
@@ -183,7 +187,7 @@ class Engine(Decoding):
         with self._call():
             super().reset()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
-            self._restored = None
+            self._restored = self._turn.question = None
 
     # ---- answering -----------------------------------------------------------------------------
 
@@ -266,7 +270,7 @@ class Engine(Decoding):
         )
 
     def _begin_turn(self, prompt_tokens: int, reused: int) -> None:
-        self._turn = Turn(prompt_tokens=prompt_tokens, reused_tokens=reused)
+        self._turn = Turn(prompt_tokens=prompt_tokens, reused_tokens=reused, question=self._turn.question)
         self._facts_open.begin_turn()
         reason, self._pending_reason = self._pending_reason, None
         if reason is not None:
@@ -278,7 +282,7 @@ class Engine(Decoding):
 
         That is the end of the prompt from the question on; the question alone when the prompt does not end with it.
         """
-        text = self.guide if self.guide is not None else self._asked
+        text = self._question_text()
         if not text:
             return []
         question: list[int] = self.tokenize(text.encode(), add_bos=False, special=False)
