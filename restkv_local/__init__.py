@@ -18,6 +18,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import EvictConfig
+    from .engine.aio.engine import AsyncEngine
     from .engine.engine import Engine
     from .engine.report import ArchiveReport, Eviction, RecallReport, Report
     from .errors import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .plan.memory import MemoryPlan
 
 _HOMES = {
+    "AsyncEngine": "engine.aio.engine",
     "Engine": "engine.engine",
     "EvictConfig": "config",
     "MemoryPlan": "plan.memory",
@@ -59,6 +61,7 @@ _HOMES = {
 __all__ = [
     "ArchiveError",
     "ArchiveReport",
+    "AsyncEngine",
     "BusyError",
     "Cancelled",
     "ClosedError",

@@ -54,6 +54,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         evict: EvictConfig | None = None,
         *,
         kv_type: KvType = "f16",
+        on_load: Callable[[float], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         on_evict: Callable[[Eviction], None] | None = None,
         on_notice: Callable[[str], None] | None = None,
@@ -137,6 +138,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                     "flash_attn": True,
                     "verbose": verbose,
                 },
+                on_load,
             )
             working.made()
             self._made_of = made_of(path, llama)

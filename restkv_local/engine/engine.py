@@ -37,10 +37,12 @@ class Engine(Decoding):
 
     model_path: a GGUF file; None is the embedded model. n_ctx: limit in positions, rounded up to 256; 0 is what the
     model was trained for. kv_type: "f16", "bf16", "q8_0", "q4_0", or a pair (K, V). on_progress(done, total): tokens of
-    a prompt, at 0, after each chunk and at the end. on_evict: after each eviction. on_notice: sentences that a user
-    should see, each once. Other keyword arguments are those of llama_cpp.Llama; unknown ones are refused.
-    guide: text of the question for prefill="guided"; None: the last user message of a chat, else the prompt's end. What
-    the prompt holds after the question belongs to it.
+    a prompt, at 0, after each chunk and at the end. on_load(share): of the weights that are loaded, from 0 to 1; what
+    it raises stops the load. on_evict: after each eviction. on_notice: sentences that a user should see, each once.
+    Other keyword arguments are those of llama_cpp.Llama; unknown ones are refused.
+
+    The attribute `guide` is the text of the question for prefill="guided", unless a call has its own; None: the last
+    user message of a chat, else the prompt's end. What the prompt holds after the question belongs to it.
 
     Calls from several threads queue. `cancel` and `report` may be called at any time from any thread.
     Raises ModelError, ConfigError (before the model is loaded), ContextOverflow, Cancelled and EvictionError.

@@ -92,12 +92,18 @@ def test_the_examples_of_the_page_run(
     """docs/embedding.md from top to bottom, as one program, on a model with random weights."""
     page = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text(encoding="utf-8")
     write_random(tmp_path / "model.gguf", "llama", template=TEMPLATE)
-    (tmp_path / "book.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "book.txt").write_text(TEXT[:1200], encoding="utf-8")
+    for name in ("default_threads", "default_threads_batch"):
+        monkeypatch.setattr(f"restkv_local.engine.core.{name}", lambda: 1)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
     for body in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         exec(compile(body, "embedding.md", "exec"), names)
+        names["book"] = TEXT * 7  # what is too long for the time that is left to it
     printed = capsys.readouterr().out
+    found = [int(line.split()[0]) for line in printed.splitlines() if line.endswith("from the question before")]
+    assert found[0] == 0 and found[1] > 600
+    assert "tokens read" in printed and "the engine has stopped and takes the next call" in printed
     assert "model.gguf: restkv, budget 2048" in printed and '"weights_bytes": ' in printed
 
 
