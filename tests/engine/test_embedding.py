@@ -50,6 +50,21 @@ def test_an_engine_that_nobody_holds_is_freed(model: Path) -> None:
     assert gone() is None
 
 
+def test_a_load_tells_how_far_it_is_and_can_be_stopped(model: Path) -> None:
+    shares: list[float] = []
+    load(model, on_load=shares.append).close()
+    assert shares == sorted(shares) and shares[0] < 0.5 and shares[-1] == 1.0
+
+    def stop(share: float) -> None:
+        if share > 0.5:
+            raise KeyError(share)
+
+    with pytest.raises(KeyError) as raised:
+        load(model, on_load=stop)
+    assert 0.5 < raised.value.args[0] < 1.0
+    load(model).close()
+
+
 def test_llama_cpp_speaks_below_info(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its warnings and errors keep their level; everything else is for who debugs."""
     from restkv_local.errors import ModelError

@@ -75,7 +75,8 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
     found = []
     for name in dir(cls):
         value = inspect.getattr_static(cls, name)
-        function = inspect.unwrap(value.fget if isinstance(value, property) else getattr(value, "__func__", value))
+        plain: Any = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        function = inspect.unwrap(plain)
         if name.startswith("_") or not inspect.isfunction(function) or not function.__module__.startswith(PACKAGE):
             continue
         found.append((homes.get(function.__module__, len(homes)), function.__code__.co_firstlineno, name, value))
