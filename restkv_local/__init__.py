@@ -13,20 +13,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import location
 from ._version import __version__
-from .native import location
 
 if TYPE_CHECKING:
     from .config import EvictConfig
+    from .engine.aio.engine import AsyncEngine
     from .engine.engine import Engine
     from .engine.report import ArchiveReport, Eviction, RecallReport, Report, Source
     from .errors import (
         ArchiveError,
         BusyError,
         Cancelled,
+        ClosedError,
         ConfigError,
         ContextOverflow,
         EvictionError,
+        ExtraError,
         LibraryError,
         ModelError,
         RestkvError,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from .plan.memory import MemoryPlan
 
 _HOMES = {
+    "AsyncEngine": "engine.aio.engine",
     "Engine": "engine.engine",
     "EvictConfig": "config",
     "MemoryPlan": "plan.memory",
@@ -45,9 +49,11 @@ _HOMES = {
     "ArchiveError": "errors",
     "BusyError": "errors",
     "Cancelled": "errors",
+    "ClosedError": "errors",
     "ConfigError": "errors",
     "ContextOverflow": "errors",
     "EvictionError": "errors",
+    "ExtraError": "errors",
     "LibraryError": "errors",
     "ModelError": "errors",
     "RestkvError": "errors",
@@ -56,14 +62,17 @@ _HOMES = {
 __all__ = [
     "ArchiveError",
     "ArchiveReport",
+    "AsyncEngine",
     "BusyError",
     "Cancelled",
+    "ClosedError",
     "ConfigError",
     "ContextOverflow",
     "Engine",
     "EvictConfig",
     "Eviction",
     "EvictionError",
+    "ExtraError",
     "LibraryError",
     "MemoryPlan",
     "ModelError",

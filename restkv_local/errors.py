@@ -15,6 +15,10 @@ class ConfigError(RestkvError, ValueError):
     """A setting is out of range or does not fit the others."""
 
 
+class ExtraError(RestkvError, ImportError):
+    """A package is missing that only a part of this one needs: one of an extra."""
+
+
 class ModelError(RestkvError, ValueError):
     """The model file cannot be used, or its attention cannot be evicted."""
 
@@ -34,6 +38,10 @@ class Cancelled(RestkvError):
 
 class BusyError(RestkvError, RuntimeError):
     """The engine cannot take this call now: it comes from one of its callbacks, or an answer is still streamed."""
+
+
+class ClosedError(RestkvError, RuntimeError):
+    """The engine was closed; whatever is asked of it, but `cancel()` and `close()`, raises this."""
 
 
 class EvictionError(RestkvError, RuntimeError):

@@ -21,11 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 try:
-    from lib.docs import archives, devices, portability, programs, quality, results, settings, tasks, turns
+    from lib.docs import api, archives, devices, portability, programs, quality, results, settings, tasks, turns
 except ModuleNotFoundError as err:
     sys.exit(f"docs.py: {err.name} is missing; run it inside the environment: . .venv/bin/activate")
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    **{f"api {section}": api.block(section) for section in api.SECTIONS},
+    "api errors": api.errors,
     "restkv-chat": programs.chat,
     "restkv-chat commands": programs.chat_commands,
     "restkv-bench": programs.bench,

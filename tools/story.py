@@ -41,7 +41,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="where the text goes")
-    parser.add_argument("--words", type=int, default=20_000, help="about so many; a word takes 1.4 tokens (%(default)s)")
+    parser.add_argument("--words", type=int, default=20_000, help="about so many; one is 1.3 tokens (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="another one gives another text (%(default)s)")
     given = parser.parse_args()
     try:

@@ -14,8 +14,8 @@ from typing import Any
 
 from .. import native, paths
 from .._version import __version__
+from ..location import library_dir
 from ..native import interrupts
-from ..native.location import library_dir
 from .devices import Device, devices
 from .result import DeviceCheck
 from .stages import check_device

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .. import native
 from ..config import CHECK_ERROR_MAX, CHECK_SETS_MIN
-from ..errors import EvictionError, ModelError
+from ..errors import EvictionError, ExtraError, ModelError
 from ..native import kernels
 from ..plan.methods import TRAITS
 from ..reference.inputs import ScoreInputs, Scores, prepare
@@ -43,7 +43,8 @@ def check_device(name: str, quick: bool = False) -> DeviceCheck:
 
 
 def check_fused(quick: bool = False) -> DeviceCheck:
-    """The same for our own kernels on the CPU, against the reference (numba) and against numpy."""
+    """The same for our own kernels on the CPU, against the reference (numba) and against numpy. Without numba the cases
+    that need it count as not possible."""
     device, start = find_device(CPU), time.perf_counter()
     found = _all(None, quick)
     return DeviceCheck(device, "reference", quick, tuple(found), time.perf_counter() - start)
@@ -67,7 +68,7 @@ def _judged(stage: Stage, case: str, run: Callable[[], dict[str, Any]]) -> Stage
     start = time.perf_counter()
     try:
         found = run()
-    except ModelError as error:
+    except (ModelError, ExtraError) as error:
         found = {"verdict": "unsupported", "reason": str(error)}
     except EvictionError as error:
         found = {"verdict": "failed", "reason": str(error)}

@@ -62,10 +62,11 @@ def probe_model(path: Path, type_k: int, type_v: int, archive: tuple[int, int] |
     try:
         info = _ask(model, (type_k, type_v))
         archived = info if archive is None else _ask(model, archive)
+        weights = int(c.llama_model_size(model))
     finally:
         c.llama_model_free(model)
     values: dict[str, Any] = {name: getattr(info, name) for name, *_ in native.ModelInfo._fields_}
-    values.update(arch=info.arch.decode(), refusal=info.refusal.decode())
+    values.update(arch=info.arch.decode(), refusal=info.refusal.decode(), bytes_weights=weights)
     if archive is not None and not info.refusal:
         values.update(bytes_archived=archived.bytes_per_cell, archive_refusal=archived.refusal.decode())
     return Probe(**values)
@@ -77,17 +78,37 @@ def _ask(model: Any, types: tuple[int, int]) -> native.ModelInfo:
     return info
 
 
-def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[str, Any]) -> None:
-    """Run Llama.__init__ on an engine. `arm` is called right before the context is created, on the same thread.
+def construct(
+    engine: Any,
+    path: Path,
+    arm: Callable[[], None],
+    options: dict[str, Any],
+    on_load: Callable[[float], None] | None = None,
+) -> None:
+    """Run Llama.__init__ on an engine. `arm` is called right before the context is created, on_load with the share of
+    the weights that is loaded; both on the same thread. What on_load raises stops the load, and is raised here.
 
     Llama.__init__ redirects the file descriptors 1 and 2 while it loads, and makes a batch of n_batch x n_ctx sequence
     numbers (256 MiB at 128K). Both come from names of its module, so its code runs here with a namespace of ours,
     in which those names stand for harmless things: nothing is patched in llama_cpp, and no other Llama is affected.
     """
 
+    raised: list[BaseException] = []
+
+    def goes_on(share: float, data: object) -> bool:
+        try:
+            if on_load is not None:
+                on_load(share)
+        except BaseException as error:  # ctypes would print and drop it
+            raised.append(error)
+            return False
+        return _goes_on(share, data)
+
+    progress = c.llama_progress_callback(goes_on)
+
     def make_model(**arguments: Any) -> Any:
         arguments["path_model"] = _FileName(arguments["path_model"])
-        arguments["params"].progress_callback = _progress
+        arguments["params"].progress_callback = progress
         # verbose=True only means that the file descriptors are left alone
         return Model(**{**arguments, "verbose": True})
 
@@ -131,6 +152,8 @@ def construct(engine: Any, path: Path, arm: Callable[[], None], options: dict[st
             init(engine, _FileName(path), **options)
         except ValueError as error:
             interrupts.check()
+            if raised:
+                raise raised[0] from None
             if "Failed to load model" in str(error):
                 raise load_failure(path, log) from None
             if "Failed to create llama_context" in str(error):

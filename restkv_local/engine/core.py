@@ -7,7 +7,7 @@ import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +16,15 @@ from .. import native
 from ..check.first_load import trust_devices
 from ..config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig, check_sampling
 from ..errors import BusyError
-from ..models.files import resolve
-from ..models.lora import check_lora
 from ..native import interrupts, quiet
 from ..native.binding import LIBRARY, Llama, c
-from ..plan.archive import archive_types
-from ..plan.fitting import fit, graph_memory
-from ..plan.memory import GGML_TYPES, KvType, kv_pair, plan_memory
+from ..plan.memory import KvType
 from . import at_exit
+from .ahead import look_ahead
 from .answers import seeds
 from .answers.chat_templates import add_formats
 from .archive import WorkingFile
-from .construct import construct, probe_model
+from .construct import construct
 from .facts import Facts
 from .guard import closed
 from .logits import LogitRows, rows
@@ -37,11 +34,10 @@ from .report import Eviction, Report, Turn
 from .sources import check_queries
 from .state import made_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 LOGGER = logging.getLogger("restkv_local")
-
-
-def _numbers(types: tuple[str, str]) -> tuple[int, int]:
-    return GGML_TYPES[types[0]], GGML_TYPES[types[1]]
 
 
 class Core(Llama):  # type: ignore[misc, unused-ignore]
@@ -59,6 +55,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         evict: EvictConfig | None = None,
         *,
         kv_type: KvType = "f16",
+        on_load: Callable[[float], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         on_evict: Callable[[Eviction], None] | None = None,
         on_notice: Callable[[str], None] | None = None,
@@ -74,36 +71,22 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         check_options(evict, llama, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
         if sources:
             check_queries(evict)
-        path = resolve(model_path)
-        types = kv_pair(kv_type)
-        type_k, type_v = _numbers(types)
-        kept_types = archive_types(evict, types)
-        archived = None if kept_types == types else _numbers(kept_types)
         if verbose:
             quiet.show()
         self.evict = evict
         self.guide: str | None = None
         self.on_progress, self.on_evict, self.on_notice = on_progress, on_evict, on_notice
         first_seed = seeds.fixed(seed)
-        probe = probe_model(path, type_k, type_v, archived)
-        if llama.get("lora_path"):
-            check_lora(llama["lora_path"], probe.arch)
-        interrupts.check()
-        self.plan = plan_memory(
-            path,
-            probe,
-            n_ctx,
-            evict,
-            kv_type=types,
-            n_batch=n_batch,
-            on_device=n_gpu_layers != 0 and llama.get("offload_kqv", True),
+        ahead = look_ahead(
+            model_path, n_ctx, evict, llama, kv_type=kv_type, n_batch=n_batch, n_gpu_layers=n_gpu_layers
         )
+        path, self.plan = ahead.path, ahead.plan
         self._arguments: dict[str, Any] = {
             **llama,
             "model_path": str(path),
             "n_ctx": n_ctx,
             "evict": evict,
-            "kv_type": types,
+            "kv_type": self.plan.kv_types,
             "n_batch": n_batch,
             "n_threads": n_threads,
             "n_gpu_layers": n_gpu_layers,
@@ -118,6 +101,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
         self._generating = False
         self._follows = sources
         self._asked: str | None = None
+        self._guide_now: str | None = None  # of the call that runs
         self._pending_reason: str | None = None
         self._stop = ctypes.c_int32(0)
         self._facts: Facts | None = None
@@ -130,10 +114,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                 evict, budget=self.plan.budget, capacity=self.plan.capacity, n_threads=threads_batch
             )
 
-        n_gpu_layers, fitted = fit(
-            path, self.plan, n_gpu_layers, llama, lambda device: graph_memory(self.plan, probe, evict, device)
-        )
-        on_device = n_gpu_layers != 0 and llama.get("offload_kqv", True)
+        on_device = self.plan.gpu_layers != 0 and llama.get("offload_kqv", True)
         interrupts.check()
         wrong = trust_devices() if params is not None and on_device and evict.stages in ("auto", "graph") else []
 
@@ -143,7 +124,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
             if params is not None:
                 native.check(LIBRARY.restkv_arm(ctypes.byref(params), os.fsencode(path), cache_folder()))
                 native.arm_shares(evict, self.plan.shares)
-                native.arm_archive(self.plan.archive, archived, working.path)
+                native.arm_archive(self.plan.archive, ahead.archived, working.path)
 
         try:
             construct(
@@ -157,12 +138,13 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                     "n_batch": self.plan.n_batch,
                     "n_threads": threads,
                     "n_threads_batch": threads_batch,
-                    "n_gpu_layers": n_gpu_layers,
-                    "type_k": type_k,
-                    "type_v": type_v,
+                    "n_gpu_layers": self.plan.gpu_layers,
+                    "type_k": ahead.type_k,
+                    "type_v": ahead.type_v,
                     "flash_attn": True,
                     "verbose": verbose,
                 },
+                on_load,
             )
             working.made()
             self._made_of = made_of(path, llama)
@@ -173,7 +155,7 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
             self._abort = ctypes.cast(LIBRARY.restkv_abort_on_flag, c.ggml_abort_callback)
             c.llama_set_abort_callback(self._ctx.ctx, self._abort, ctypes.addressof(self._stop))
             self._facts.look()
-            for notice in (fitted, untemplated):
+            for notice in (ahead.notice, untemplated):
                 if notice:
                     self._notice(notice)
             if wrong and self._facts.backend_reason:  # of a device that holds layers
@@ -231,6 +213,14 @@ class Core(Llama):  # type: ignore[misc, unused-ignore]
                 return function(*args)
 
         return called
+
+    def __enter__(self) -> Self:
+        """The engine; it is closed at the end of the block. Raises ClosedError."""
+        self._facts_open  # noqa: B018 (raises when closed)
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.close()
 
     @interrupts.lately
     def close(self) -> None:

@@ -83,6 +83,10 @@ class Decoding(Speaking):
                 self.reset()
             raise
 
+    def _question_text(self) -> str | None:
+        """The question: that of the call, else the engine's, else the last user message. None: there is none."""
+        return next((text for text in (self._guide_now, self.guide, self._asked) if text is not None), None) or None
+
     def _run_guide(self, guide: Sequence[int]) -> None:
         start, seen = time.perf_counter(), self._facts_open.evict_seconds
         self._with_guide(guide, LIBRARY.restkv_evict)
@@ -128,6 +132,8 @@ class Decoding(Speaking):
         before = facts.evict_seconds
         for eviction in facts.collect():
             self._turn.guided_evictions += eviction.guide > 0
+            if not self.plan.recalls:
+                self._turn.question = self._question_text() if eviction.guide else None
             if self.on_evict is not None:
                 with self._callback():
                     self.on_evict(eviction)

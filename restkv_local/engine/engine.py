@@ -46,12 +46,13 @@ class Engine(Tracing):
 
     model_path: a GGUF file; None is the embedded model. n_ctx: limit in positions, rounded up to 256; 0 is what the
     model was trained for. kv_type: "f16", "bf16", "q8_0", "q4_0", or a pair (K, V). on_progress(done, total): tokens of
-    a prompt, at 0, after each chunk and at the end. on_evict: after each eviction. on_notice: sentences that a user
-    should see, each once. Other keyword arguments are those of llama_cpp.Llama; unknown ones are refused.
-    guide: text of the question for prefill="guided"; None: the last user message of a chat, else the prompt's end. What
-    the prompt holds after the question belongs to it.
+    a prompt, at 0, after each chunk and at the end. on_load(share): of the weights that are loaded, from 0 to 1; what
+    it raises stops the load. on_evict: after each eviction. on_notice: sentences that a user should see, each once.
     sources: look, while an answer grows, at what it stands on, so that all of its tokens tell; report() then names the
-    passages after every answer.
+    passages after every answer. Other keyword arguments are those of llama_cpp.Llama; unknown ones are refused.
+
+    The attribute `guide` is the text of the question for prefill="guided", unless a call has its own; None: the last
+    user message of a chat, else the prompt's end. What the prompt holds after the question belongs to it.
 
     Calls from several threads queue. `cancel` and `report` may be called at any time from any thread.
     Raises ModelError, ConfigError (before the model is loaded), ContextOverflow, Cancelled and EvictionError.
@@ -85,6 +86,8 @@ class Engine(Tracing):
                 else:
                     guide = self._guide_of(tokens) if self.plan.guide else []
                     prefill.read(self, tokens, prefill.guide_tokens(self.plan, guide, tokens))
+                    if self.plan.recalls and self._facts_open.position_exact > 0:
+                        self._turn.question = self._question_text()  # it ends what was read last
             except BaseException:
                 self._resync()
                 raise
@@ -148,6 +151,8 @@ class Engine(Tracing):
                     if len(guide) > self._free:
                         self._evict()
                     self._with_guide(guide, LIBRARY.restkv_recall)
+                    text = question if isinstance(question, str) else self.prompt_text(guide)
+                    self._turn.question = text.strip() or None
             except BaseException:
                 self._resync()
                 raise
@@ -188,7 +193,7 @@ class Engine(Tracing):
         with self._call():
             super().reset()
             self._ctx.kv_cache_seq_rm(-1, 0, -1)
-            self._restored = None
+            self._restored = self._turn.question = None
             if not self._generating:
                 self._answer = None
 
@@ -219,7 +224,7 @@ class Engine(Tracing):
             reused = self._prepare(tokens) if reset else self.n_tokens
             self._begin_turn(len(tokens), reused)
             start = len(tokens) + (0 if reset else self.n_tokens)
-            self._answer = Answer(start, self.guide if self.guide is not None else self._asked)
+            self._answer = Answer(start, self._question_text())
             inner = super().generate(tokens, **options)
             sent: Sequence[int] | None = None
             while True:
@@ -276,7 +281,7 @@ class Engine(Tracing):
         )
 
     def _begin_turn(self, prompt_tokens: int, reused: int) -> None:
-        self._turn = Turn(prompt_tokens=prompt_tokens, reused_tokens=reused)
+        self._turn = Turn(prompt_tokens=prompt_tokens, reused_tokens=reused, question=self._turn.question)
         self._answer = None
         self._facts_open.begin_turn()
         reason, self._pending_reason = self._pending_reason, None
@@ -289,7 +294,7 @@ class Engine(Tracing):
 
         That is the end of the prompt from the question on; the question alone when the prompt does not end with it.
         """
-        text = self.guide if self.guide is not None else self._asked
+        text = self._question_text()
         if not text:
             return []
         return self._tail_of(prompt, text) or self.tokenize(text.encode(), add_bos=False, special=False)

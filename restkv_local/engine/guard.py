@@ -10,7 +10,7 @@ import functools
 import inspect
 from typing import Any, TypeVar
 
-from ..errors import BusyError, RestkvError
+from ..errors import BusyError, ClosedError
 
 T = TypeVar("T", bound=type)
 
@@ -26,9 +26,9 @@ LOOKS = frozenset(
 )  # fmt: skip
 
 
-def closed() -> RestkvError:
+def closed() -> ClosedError:
     """What every use of a closed engine raises."""
-    return RestkvError("this engine is closed; make a new one")
+    return ClosedError("this engine is closed; make a new one")
 
 
 def _check(engine: Any, name: str) -> None:

@@ -81,6 +81,13 @@ def cache_folder() -> bytes | None:
     return None if folder is None else os.fsencode(folder)
 
 
+def check_guide(guide: object) -> str | None:
+    """A guide as it was given to a call. Raises ConfigError when it is no text."""
+    if guide is None or isinstance(guide, str):
+        return guide
+    raise ConfigError(f"guide must be the text of a question, or None; got {guide!r}")
+
+
 def last_question(messages: Sequence[Any]) -> str | None:
     """Text of the last user message; parts that are not text are left out."""
     for message in reversed(messages):

@@ -105,7 +105,8 @@ class Report:
     not, or None), context (positions), allocation, budget, budget_total (cells of all KV heads and layers that survive
     an eviction), reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes, sums_bytes,
     positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once), memory
-    (what was allocated at load, by device), archive (None without one).
+    (what was allocated at load, by device), archive (None without one), question (text of the one that the cells were
+    last chosen for; None: the text's own last tokens chose, or nothing has been evicted).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prefill_evictions (while the
     prompt was read; guided_evictions of them scored by the question), prompt_tokens, reused_tokens (already in the
@@ -155,6 +156,7 @@ class Report:
     budget_total: int = 0
     memory: list[DeviceMemory] = field(default_factory=list)
     archive: ArchiveReport | None = None
+    question: str | None = None
     recalled: int = 0
     recalled_cells: int = 0
     copied_cells: int = 0
@@ -183,3 +185,4 @@ class Turn:
     sources: tuple[Source, ...] = ()
     sources_tokens: int = 0
     sources_reason: str | None = NOT_ASKED
+    question: str | None = None

@@ -21,10 +21,12 @@ from .answers.processors import Processors, as_list, bias
 from .answers.prompt_tokens import prompt_tokens
 from .answers.text import ForeignPieces
 from .core import Core
-from .options import last_question
+from .options import check_guide, last_question
 
 # The last user message of the chat completion that is being started in this context.
 _question: ContextVar[str | None] = ContextVar("restkv_question", default=None)
+# The guide that was given to the call that is being started in this context.
+_guide: ContextVar[str | None] = ContextVar("restkv_guide", default=None)
 
 _TOKEN_DATA = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
 
@@ -121,18 +123,18 @@ class Speaking(Core):
             sampling={**sampling, "temp": temperature, "grammar": grammar, "logits_processor": processors or None},
         )
         chosen = None if seed is None else seeds.fixed(seed)
-        question, before = _question.get(), seeds.RANDOM
+        question, guide, before = _question.get(), _guide.get(), seeds.RANDOM
 
         def start() -> None:
             nonlocal before
             self._uncancel()
-            self._asked, before = question, self._seed
+            self._asked, self._guide_now, before = question, guide, self._seed
             self._seed = seeds.following(self._seed) if chosen is None else chosen
             self._use_cached_state(tokens)
 
         def end() -> None:
             self._uncancel()
-            self._asked = None
+            self._asked = self._guide_now = None
             if before == seeds.RANDOM:  # a seed of one call is not the engine's
                 self._seed = before
 
@@ -159,18 +161,28 @@ class Speaking(Core):
         ):
             self.load_state(state)
 
-    def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
-        """Llama.create_chat_completion; the last user message becomes the guide of a guided prefill."""
+    def create_completion(self, prompt: Any, *args: Any, guide: str | None = None, **kwargs: Any) -> Any:
+        """Llama.create_completion. guide: text of the question, for this call alone; see Engine."""
+        token = _guide.set(check_guide(guide) if guide is not None else _guide.get())
+        try:
+            return super().create_completion(prompt, *args, **kwargs)
+        finally:
+            _guide.reset(token)
+
+    def create_chat_completion(self, messages: list[Any], *args: Any, guide: str | None = None, **kwargs: Any) -> Any:
+        """Llama.create_chat_completion. guide: text of the question, for this call alone; None: the engine's `guide`,
+        else the last user message."""
         self._facts_open  # noqa: B018 (raises when closed)
         chat_templates.handler(self)
         check_schemas(kwargs, self._model)
         if self.chat_handler is None:
             messages = chat_templates.plain(messages)
-        token = _question.set(last_question(messages))
+        token, own = _question.set(last_question(messages)), _guide.set(check_guide(guide))
         try:
             return super().create_chat_completion(messages, *args, **kwargs)
         finally:
             _question.reset(token)
+            _guide.reset(own)
 
     def set_seed(self, seed: int | None) -> None:
         """The seed of answers that get none; None: a new one each time. Raises ConfigError."""

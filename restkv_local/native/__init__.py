@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..location import library_dir
 from .library import Failure, check, error_type, failure, forget_failure, lib, methods
-from .location import library_dir
 from .params import arm_archive, arm_shares, params_from
 from .structs import (
     ABI_VERSION,

@@ -12,7 +12,7 @@ import sys
 from typing import NamedTuple
 
 from ..errors import ArchiveError, ConfigError, EvictionError, LibraryError, ModelError
-from .location import BINDINGS_VARIABLE, PATH_VARIABLE, library_dir, library_file
+from ..location import BINDINGS_VARIABLE, PATH_VARIABLE, library_dir, library_file
 from .structs import (
     ABI_VERSION,
     ARCHIVE,

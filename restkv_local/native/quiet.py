@@ -1,4 +1,5 @@
-"""What llama.cpp says goes to Python logging ("restkv_local.llama"), never to stdout or stderr.
+"""What llama.cpp says goes to Python logging ("restkv_local.llama"), never to stdout or stderr: warnings and errors at
+their level, all else at DEBUG, so that a program that logs at INFO is not told about every tensor.
 
 llama-cpp-python silences llama.cpp by pointing the file descriptors 1 and 2 of the whole process at the null device
 while a model loads; a host program loses its own output meanwhile. A log callback does the same without that.
@@ -18,14 +19,14 @@ LOGGER = logging.getLogger("restkv_local.llama")
 logging.getLogger("restkv_local").addHandler(logging.NullHandler())
 
 # enum ggml_log_level of ggml.h: none, debug, info, warn, error; 5 continues the line before.
-_LEVELS = {0: logging.INFO, 1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_LEVELS = {3: logging.WARNING, 4: logging.ERROR}
 _CONTINUES = 5
 
 _Callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
 class _Thread(threading.local):
-    level: int = logging.INFO
+    level: int = logging.DEBUG
     line: str = ""
     captured: list[str] | None = None
 
@@ -38,7 +39,7 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
         return
     if level != _CONTINUES:
         _flush()
-        _thread.level = _LEVELS.get(level, logging.INFO)
+        _thread.level = _LEVELS.get(level, logging.DEBUG)
     _thread.line += text.decode("utf-8", errors="replace")
     if _thread.line.endswith("\n"):
         _flush()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import (
     ADA_MOST,
@@ -21,6 +22,7 @@ from ..config import (
     parse_size,
 )
 from ..errors import ConfigError, ModelError
+from ..paths import shown
 from . import machine
 from .allocation import Shares, share_out
 from .archive import ArchivePlan, check_archive, plan_archive
@@ -51,7 +53,7 @@ class Probe:
     """What restkv_model_probe tells of a model file: see restkv_model_info in native/restkv.h.
 
     bytes_archived, archive_refusal: bytes_per_cell and refusal of rows in the types of an archive that are not those of
-    the cache; 0 and "" without one.
+    the cache; 0 and "" without one. bytes_weights: of all tensors.
     """
 
     arch: str
@@ -68,6 +70,7 @@ class Probe:
     bytes_window: int
     bytes_archived: int = 0
     archive_refusal: str = ""
+    bytes_weights: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class MemoryPlan:
     shares: the budgets of the layers, and their total.
     guide: most tokens of a question that guided prefill runs. wo_bytes: an estimate; the report has the true figure.
     sums_bytes: votes of the queries for each cell, of a method that counts them. archive: outside the cells, or None.
+    weights_bytes: of the model's tensors. gpu_layers: that go to GPUs, the output counted as one; -1: as many as
+    llama.cpp puts there.
     """
 
     model: Path
@@ -104,6 +109,19 @@ class MemoryPlan:
     allocation: str
     shares: Shares
     archive: ArchivePlan | None = None
+    weights_bytes: int = 0
+    gpu_layers: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as plain values, and `limit`, `cache_bytes`, `evicts`, `recalls` and `summary`."""
+        found = asdict(self) | {"model": shown(self.model), "kv_types": list(self.kv_types)}
+        found["shares"]["layers"] = list(self.shares.layers)
+        if (archive := found["archive"]) is not None:
+            archive["path"] = None if archive["path"] is None else shown(archive["path"])
+            archive["types"] = list(archive["types"])
+        return found | {
+            name: getattr(self, name) for name in ("limit", "cache_bytes", "evicts", "recalls", "summary")
+        }
 
     @property
     def limit(self) -> int:
@@ -264,6 +282,7 @@ def plan_memory(
             # a sliding window takes one batch back, not more; recurrent layers nothing
             guide=0 if probe.n_layer_recurrent else min(reserve, n_batch) if probe.n_layer_swa else reserve,
         ),
+        weights_bytes=probe.bytes_weights,
     )
     free_bytes = machine.free_memory() if free_bytes is None else free_bytes
     if not on_device:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from . import missing
+
 LOGGER = logging.getLogger("restkv_local")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -17,13 +19,17 @@ def compiled(reorder: bool = False) -> Callable[[F], F]:
     their meaning.
 
     numba, which takes seconds to load, is loaded by the first call; so no compiled function can call another one.
+    That call raises ExtraError where numba is not installed.
     """
     fastmath = {"reassoc", "contract"} if reorder else False
 
     def decorate(function: F) -> F:
         @functools.cache
         def machine_code() -> F:
-            import numba
+            try:
+                import numba
+            except ModuleNotFoundError as error:
+                raise missing("numba", error) from None
 
             try:
                 return cast("F", numba.njit(cache=True, fastmath=fastmath)(function))

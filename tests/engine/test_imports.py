@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 import restkv_local
-from restkv_local.native import location
+from restkv_local import location
 
 PACKAGE = Path(restkv_local.__file__ or "").parent
 
 
-def _run(program: str, *, cwd: Path | None = None, **changes: str) -> subprocess.CompletedProcess[str]:
+def _run(program: str, *arguments: str, cwd: Path | None = None, **changes: str) -> subprocess.CompletedProcess[str]:
     """A program in a fresh interpreter that has not been told where a library is, but by `changes`."""
     environment = {name: value for name, value in os.environ.items() if name != location.BINDINGS_VARIABLE}
     environment.setdefault("PYTHONPATH", str(PACKAGE.parent))
     return subprocess.run(
-        [sys.executable, "-c", program], env=environment | changes, cwd=cwd, capture_output=True, text=True
+        [sys.executable, "-c", program, *arguments], env=environment | changes, cwd=cwd, capture_output=True, text=True
     )
 
 
@@ -31,7 +31,7 @@ def test_llama_cpp_after_the_package_runs_on_its_library() -> None:
         "import restkv_local\n"
         "import llama_cpp\n"
         "from restkv_local import Engine\n"
-        "from restkv_local.native.location import library_dir\n"
+        "from restkv_local.location import library_dir\n"
         "import os; assert os.path.samefile(os.path.dirname(llama_cpp.llama_cpp._lib._name), library_dir())\n"
         "print(issubclass(Engine, llama_cpp.Llama))"
     )
@@ -51,10 +51,72 @@ def test_llama_cpp_before_the_package_with_another_library(tmp_path: Path) -> No
     assert last.endswith("import restkv_local before llama_cpp, in a fresh process")
 
 
+@pytest.mark.usefixtures("native")
+def test_importing_the_package_loads_next_to_nothing() -> None:
+    """A program that only may need an engine does not wait for one: what is loaded is this package's own two files,
+    beside the standard library's pathlib and typing."""
+    program = (
+        "import __future__, importlib, pathlib, typing, sys\n"
+        "before = set(sys.modules)\n"
+        "import restkv_local\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = _run(program)
+    ours = "restkv_local restkv_local._version restkv_local.errors restkv_local.location\n"
+    assert (done.stdout, done.stderr) == (ours, "")
+
+
 def test_the_reference_needs_no_library(tmp_path: Path) -> None:
     program = "import os, restkv_local.reference\nprint(os.environ.get('LLAMA_CPP_LIB_PATH'))"
     done = _run(program, **{location.PATH_VARIABLE: str(tmp_path)})
     assert (done.stdout, done.stderr) == ("None\n", "")
+
+
+# As if numba and torch were not installed.
+WITHOUT_EXTRAS = "import sys; sys.modules.update(numba=None, torch=None)\n"
+
+
+def test_an_engine_needs_no_extra(model: Path) -> None:
+    program = WITHOUT_EXTRAS + (
+        "from restkv_local import Engine, EvictConfig\n"
+        "with Engine(sys.argv[1], 512, EvictConfig(budget=64, reserve=64), n_threads=1) as engine:\n"
+        "    engine.create_completion('The sea is blue. ' * 12, max_tokens=2)\n"
+        "    print(engine.report().n_evictions > 0)\n"
+    )
+    done = _run(program, str(model))
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+@pytest.mark.parametrize(("name", "package"), [("score", "torch"), ("score_lean", "numba")])
+def test_the_reference_without_its_extra_says_what_to_install(name: str, package: str) -> None:
+    program = WITHOUT_EXTRAS + (
+        "import numpy as np\n"
+        "from restkv_local import reference\n"
+        "q, k, wo = np.ones((2, 16, 32), 'f'), np.ones((2, 100, 32), 'f'), np.ones((8, 64), 'f')\n"
+        "getattr(reference, sys.argv[1])(q, k, k, wo, budget=40, window=16)\n"
+    )
+    done = _run(program, name)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == (
+        f"restkv_local.errors.ExtraError: the reference needs {package}: run 'pip install {package}', or install "
+        f"restkv-local with its extra 'reference'"
+    )
+
+
+@pytest.mark.usefixtures("native")
+def test_the_check_without_numba_says_what_it_did_not_compare() -> None:
+    program = WITHOUT_EXTRAS + (
+        "from restkv_local.check import check_fused\n"
+        "from restkv_local.cli.doctor.show import advice\n"
+        "check = check_fused(quick=True).to_json()\n"
+        "found = dict(checks=[check], devices=[], memory=dict(verdict='skipped'), verdict='ok', through_host=[])\n"
+        "print(check['verdict'], check['rows_equal'], check['sets'], advice(found)[0][0])\n"
+    )
+    done = _run(program)
+    assert done.stderr == ""
+    assert done.stdout.startswith("ok True None Our kernels were not compared with the reference, only moved rows")
+    assert "the reference needs numba: run 'pip install numba'" in done.stdout
 
 
 @pytest.mark.usefixtures("native")

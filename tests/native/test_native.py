@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from restkv_local import native
+from restkv_local import location, native
 from restkv_local.config import EvictConfig
 from restkv_local.errors import ConfigError, EvictionError, LibraryError, ModelError
 from score_cases import native_missing
@@ -168,7 +168,7 @@ def test_llama_cpp_with_another_library(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(LibraryError, match="llama_cpp is already imported with /somewhere/libllama.so"):
         native.library_dir()
     (tmp_path / "link").symlink_to(tmp_path)
-    bindings._lib._name = str(tmp_path / "link" / native.location.library_file(tmp_path).name)  # type: ignore[union-attr]
+    bindings._lib._name = str(tmp_path / "link" / location.library_file(tmp_path).name)  # type: ignore[union-attr]
     assert native.library_dir() == tmp_path
 
 

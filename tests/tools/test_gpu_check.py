@@ -133,8 +133,11 @@ def test_readings_compared() -> None:
 
 
 def test_stages_of_a_device() -> None:
-    right = {"verdict": "ok", "stages": [1] * 6, "error": 1e-6, "sets": 1.0, "reason": ""}
+    stages = [{"verdict": "ok"}] * 6
+    right: dict[str, Any] = {"verdict": "ok", "stages": stages, "error": 1e-6, "sets": 1.0, "reason": ""}
     assert steps._stages(right) == (True, "6 cases, scores within 1.0e-06, 100.00% of the sets equal")
+    some = right | {"stages": [*stages, {"verdict": "unsupported"}]}
+    assert steps._stages(some)[1].startswith("6 of 7 cases, "), "without the reference's packages, say"
     wrong = right | {"verdict": "mismatch", "reason": "score of x: off"}
     assert steps._stages(wrong) == (False, "mismatch: score of x: off")
     # a device that lacks operations is served through the host: slower, and right

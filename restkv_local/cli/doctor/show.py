@@ -18,6 +18,7 @@ _WORDS = {
     "skipped": ("skipped", "yellow"),
 }
 _LACKING = "{name} lacks an operation: evictions of its layers go through the host, which is right but slower."
+_NO_REFERENCE = "Our kernels were not compared with the reference, only moved rows with numpy: {reason}."
 _WRONG_DEVICE = (
     "{name} gives wrong results. Evictions of its layers go through the host from now on: answers are right, evictions "
     "slower. Update its driver, then run restkv-chat doctor again."
@@ -50,6 +51,9 @@ def advice(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     for check in found["checks"]:
         name = check["device"]["name"]
+        lacking = [stage for stage in check["stages"] if stage["verdict"] == "unsupported"]
+        if check["yardstick"] == "reference" and lacking:
+            lines.append((_NO_REFERENCE.format(reason=lacking[0]["reason"]), "yellow"))
         if check["verdict"] == "ok":
             continue
         if check["verdict"] == "unsupported":

@@ -143,7 +143,9 @@ def _stages(result: Any) -> tuple[bool, str]:
         return True, f"lacks operations, so evictions go through the host: {result['reason']}"
     error, sets = result["error"], result["sets"]
     figures = "" if error is None else f", scores within {error:.1e}, {sets:.2%} of the sets equal"
-    return verdict == "ok", f"{n} cases{figures}" if verdict == "ok" else f"{verdict}: {result['reason']}"
+    ran = sum(stage["verdict"] != "unsupported" for stage in result["stages"])
+    cases = f"{n} cases" if ran == n else f"{ran} of {n} cases"
+    return verdict == "ok", f"{cases}{figures}" if verdict == "ok" else f"{verdict}: {result['reason']}"
 
 
 def read_tests(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..errors import LibraryError
+from .errors import LibraryError
 
 PATH_VARIABLE = "RESTKV_LIB_PATH"
 # Read by llama_cpp, once, when it is imported.
@@ -53,7 +53,7 @@ def _folder() -> Path:
     named = os.environ.get(PATH_VARIABLE)
     if named:
         return Path(named).absolute()
-    own = Path(__file__).absolute().parent.parent / "lib"
+    own = Path(__file__).absolute().parent / "lib"
     return own if library_file(own) is not None else _installed() or own
 
 
