@@ -213,8 +213,9 @@ def test_a_base_model_is_asked_as_a_text_that_goes_on(folder: Path) -> None:
         {"role": "assistant", "content": " Twice."},
         {"role": "user", "content": "Who?"},
     ]
-    text = "A story.\n\nDocument: a.txt\n\nOnce.\n\nTwice.\n\nQuestion: How often?\nAnswer: Twice.\n\nQuestion: Who?\nAnswer:"
-    assert prompt_of(engine, talk) == f"<s> {text}"
+    text = "A story.\n\nDocument: a.txt\n\nOnce.\n\nTwice."
+    asked = "Question: How often?\nAnswer: Twice.\n\nQuestion: Who?\nAnswer:"
+    assert prompt_of(engine, talk) == f"<s> {text}\n\n{asked}"
     stops: list[Any] = []
     plain = engine.create_completion
     engine.create_completion = lambda *args, **kwargs: (stops.append(kwargs["stop"]), plain(*args, **kwargs))[1]
