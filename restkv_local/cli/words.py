@@ -14,13 +14,12 @@ _NAMES = {
     "tensor_split": "--tensor-split",
     "n_threads": "--threads",
 }
-_SETTINGS = "archive_type|archive|method|prefill|allocation|kv_type|budget|reserve"
+_SETTINGS = "chat_format|archive_type|archive|method|prefill|allocation|kv_type|budget|reserve"
 _PARTS: tuple[tuple[str, str], ...] = (
     (r"\bset unverified=True in EvictConfig\b", "give --unverified"),
     (r"\bset archive to 'ram' or 'file' too\b", "give --archive ram or file too"),
     (r"prefill='stream' or 'guided'", "--prefill stream or guided"),
     # What can only be said from Python is left out.
-    (r"; chat_format chooses [^;]*", ""),
     (r"; set chat_format, or use plain completion", ""),
     (r"if the model card asks for YaRN [^,]*, pass rope_scaling_type=2 and yarn_orig_ctx=\d+, else keep", "keep"),
 )

@@ -211,7 +211,7 @@ def test_help_of_doctor_into_a_pipe() -> None:
 
 
 def test_sentences_name_options() -> None:
-    assert "chat_format" not in in_options(NO_TEMPLATE) and "(a base model?)" in in_options(NO_TEMPLATE)
+    assert "--chat-format qa" in in_options(NO_TEMPLATE) and "(a base model?)" in in_options(NO_TEMPLATE)
     assert in_options("the largest n_ctx that fits is 512, or keep it in a file with archive='file'") == (
         "the largest --context that fits is 512, or keep it in a file with --archive file"
     )

@@ -58,6 +58,11 @@ _PATIENCE = 2.0
     help="Longest answer; 0: no limit.",
 )
 @click.option(
+    "--chat-format", metavar="NAME", default=None,
+    help="How a conversation is written, in place of the model's template: qa as questions and answers, for base models; "
+    "raw as it is; or a format of llama-cpp-python.",
+)
+@click.option(
     "-f", "--file", "files", metavar="PATH", multiple=True,
     help="A text to put before the question; - for standard input. Repeatable.",
 )
@@ -73,6 +78,7 @@ def main(
     settled: tuple[str, ...],
     system: str | None,
     max_tokens: int | None,
+    chat_format: str | None,
     files: tuple[str, ...],
     ask: str | None,
     as_json: bool,
@@ -110,8 +116,12 @@ def main(
     ctx.with_resource(no_echo())
     mailbox = Mailbox()
     with ui.waiting("loading the model"):
-        engine = _load(settings, engine_class(ctx), mailbox, ways)
+        engine = _load(settings, engine_class(ctx), mailbox, ways, chat_format)
     try:
+        if chat_format is not None:
+            from ...engine.answers.chat_templates import handler
+
+            handler(engine)  # an unknown format is refused before anything is read
         for event in mailbox.rest():
             ui.draw(event)
         if settings.model is None:
@@ -175,14 +185,20 @@ def _ways(ctx: click.Context, settings: EngineSettings) -> list[dict[str, str]]:
 
 
 def _load(
-    settings: EngineSettings, engine: Callable[..., Any], mailbox: Mailbox, ways: Sequence[dict[str, str]]
+    settings: EngineSettings,
+    engine: Callable[..., Any],
+    mailbox: Mailbox,
+    ways: Sequence[dict[str, str]],
+    chat_format: str | None,
 ) -> Any:
     """The engine, read in the first way that model, settings and machine allow; what was not possible is said."""
     refused: dict[str, Exception] = {}
     for way in ways:
-        callbacks = {"on_progress": mailbox.progress, "on_notice": mailbox.notice}
+        more: dict[str, Any] = {"on_progress": mailbox.progress, "on_notice": mailbox.notice}
+        if chat_format is not None:
+            more["chat_format"] = chat_format
         try:
-            made = settings.load(engine, evict=settings.evict(**way), n_ctx=settings.context, **callbacks)
+            made = settings.load(engine, evict=settings.evict(**way), n_ctx=settings.context, **more)
         except (ConfigError, ArchiveError) as error:
             # What is wrong may be another setting; then the last way fails too, and tells.
             if way is ways[-1]:

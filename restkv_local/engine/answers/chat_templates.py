@@ -16,7 +16,7 @@ QA = "qa"
 _TEMPLATE = "tokenizer.chat_template"
 NO_TEMPLATE = (
     "this model has no chat template (a base model?), so messages are passed on as plain text; "
-    "chat_format 'qa' writes them as questions and answers, and others are llama-cpp-python's"
+    "chat_format='qa' writes them as questions and answers"
 )
 
 
