@@ -59,8 +59,8 @@ _PATIENCE = 2.0
 )
 @click.option(
     "--chat-format", metavar="NAME", default=None,
-    help="How a conversation is written, in place of the model's template: qa as questions and answers, for base models; "
-    "raw as it is; or a format of llama-cpp-python.",
+    help="How a conversation is written, in place of the model's template: qa, as questions and answers, for base "
+    "models; raw, as it is; or a format of llama-cpp-python.",
 )
 @click.option(
     "-f", "--file", "files", metavar="PATH", multiple=True,
