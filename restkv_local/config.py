@@ -61,6 +61,8 @@ CELLS_MAX = 1 << 24
 VOTERS_MAX = 512
 # A guide longer than this is cut to its last tokens: only the last `window` queries score.
 GUIDE_MAX = 128
+# Characters of a question that a report tells: the end of a message that holds a document too.
+QUESTION_SHOWN = 400
 # A recall: queries that speak, those whose direction is farthest from the others'. 64 are no better.
 RECALL_ROWS = 16
 # Positions around one that its score is the mean of: single ones lose a fact whose words lie side by side.

@@ -9,6 +9,7 @@ from typing import Any
 from .. import native
 from ..errors import Cancelled, EvictionError
 from ..native.binding import LIBRARY, c
+from .report import shown_question
 from .speaking import Speaking
 
 
@@ -133,7 +134,7 @@ class Decoding(Speaking):
         for eviction in facts.collect():
             self._turn.guided_evictions += eviction.guide > 0
             if not self.plan.recalls:
-                self._turn.question = self._question_text() if eviction.guide else None
+                self._turn.question = shown_question(self._question_text()) if eviction.guide else None
             if self.on_evict is not None:
                 with self._callback():
                     self.on_evict(eviction)

@@ -21,7 +21,7 @@ from . import prefill
 from .archive import recall_report
 from .guard import guarded
 from .options import by_name, sampling_of
-from .report import RecallReport, Turn
+from .report import RecallReport, Turn, shown_question
 from .sources import Answer
 from .state import EngineState, check_no_archive, check_origin, check_tokens, origin, read_blob, write_blob
 from .tracing import Tracing
@@ -87,7 +87,7 @@ class Engine(Tracing):
                     guide = self._guide_of(tokens) if self.plan.guide else []
                     prefill.read(self, tokens, prefill.guide_tokens(self.plan, guide, tokens))
                     if self.plan.recalls and self._facts_open.position_exact > 0:
-                        self._turn.question = self._question_text()  # it ends what was read last
+                        self._turn.question = shown_question(self._question_text())  # it ends what was read last
             except BaseException:
                 self._resync()
                 raise
@@ -152,7 +152,7 @@ class Engine(Tracing):
                         self._evict()
                     self._with_guide(guide, LIBRARY.restkv_recall)
                     text = question if isinstance(question, str) else self.prompt_text(guide)
-                    self._turn.question = text.strip() or None
+                    self._turn.question = shown_question(text)
             except BaseException:
                 self._resync()
                 raise

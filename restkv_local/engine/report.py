@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..config import EvictConfig
+from ..config import QUESTION_SHOWN, EvictConfig
 from ..plan.devices import DeviceMemory
 
 # Why a report names no sources until somebody wants to know them.
@@ -105,8 +105,8 @@ class Report:
     not, or None), context (positions), allocation, budget, budget_total (cells of all KV heads and layers that survive
     an eviction), reserve, capacity (physical cells), window, kv_bytes, ring_bytes, table_bytes, wo_bytes, sums_bytes,
     positions and cells in use, n_evictions since loading, the last 256 evictions, notices (each said once), memory
-    (what was allocated at load, by device), archive (None without one), question (text of the one that the cells were
-    last chosen for; None: the text's own last tokens chose, or nothing has been evicted).
+    (what was allocated at load, by device), archive (None without one), question (for which the cells were last chosen,
+    of a long one the end; None: the text's own last tokens chose, or nothing has been evicted).
 
     Of the last turn: prefill_used ("none" when the prompt was read without an eviction), prefill_evictions (while the
     prompt was read; guided_evictions of them scored by the question), prompt_tokens, reused_tokens (already in the
@@ -164,6 +164,12 @@ class Report:
     sources: tuple[Source, ...] = ()
     sources_tokens: int = 0
     sources_reason: str | None = NOT_ASKED
+
+
+def shown_question(text: str | None) -> str | None:
+    """A question as a report tells it: of a long one its end, where it is asked. None: there is none."""
+    text = (text or "").strip()
+    return (text if len(text) <= QUESTION_SHOWN else f"... {text[-QUESTION_SHOWN:].lstrip()}") or None
 
 
 @dataclass

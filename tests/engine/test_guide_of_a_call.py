@@ -10,6 +10,7 @@ import pytest
 
 from engines import TEMPLATE, TEXT, TINY, load
 from models import write_random
+from restkv_local.config import QUESTION_SHOWN
 from restkv_local.errors import ConfigError, LibraryError
 
 try:
@@ -53,7 +54,7 @@ def ask(engine: Engine, text: str, **options: Any) -> list[list[int]]:
 def test_a_call_has_a_guide_of_its_own(guided: Engine) -> None:
     text = TEXT[:600]
     by_message = ask(guided, text)
-    assert guided.report().question == text
+    assert guided.report().question == f"... {text[-QUESTION_SHOWN:].lstrip()}", "of a long message the end"
     guided.guide = QUESTION
     by_engine = ask(guided, text)
     assert guided.report().question == QUESTION
@@ -102,7 +103,7 @@ def test_the_report_names_the_question_of_a_recall(chatty: Path) -> None:
         engine.recall(QUESTION)
         assert engine.report().question is None, "nothing was evicted, so nothing was chosen"
         ask(engine, TEXT[:600])
-        assert engine.report().question == TEXT[:600]
+        assert engine.report().question == f"... {TEXT[200:600].lstrip()}"
         engine.recall(QUESTION)
         assert engine.report().question == QUESTION
         engine.recall(engine.tokenize(OTHER.encode(), add_bos=False))
