@@ -140,6 +140,8 @@ class EvictConfig:
     archive: where the rows that are evicted are kept, so that cells can be recalled: nowhere, in memory ("ram"), or in
         a file, in the temporary folder ("file") or at a path; it goes when the engine is closed.
     archive_type: how it keeps them; "auto": as the cache does, bit for bit. "q4_0" needs a quantized cache.
+    recall_every: every so many tokens of an answer one recalls for itself, by position, as a chunk of a text that is
+        read with recall does; 1: each, 0: none. Needs an archive.
     unverified: evict a model family whose attention was not checked against the reference.
     """
 
@@ -170,6 +172,7 @@ class EvictConfig:
     stages: Stages = "auto"
     archive: str | os.PathLike[str] = "none"
     archive_type: ArchiveType = "auto"
+    recall_every: int = 0
     unverified: bool = False
 
     def __post_init__(self) -> None:
@@ -225,7 +228,10 @@ class EvictConfig:
 
     def _check_archive(self) -> None:
         one_of("archive_type", self.archive_type, ARCHIVE_TYPES)
+        whole_in_range("recall_every", self.recall_every, 0, CELLS_MAX)
         if archive_place(self.archive) == "none":
+            if self.recalls_in_answers:
+                raise ConfigError("recall_every recalls from an archive: set archive to 'ram' or 'file' too")
             if self.prefill == "recall":
                 raise ConfigError("prefill 'recall' reads with an archive: set archive to 'ram' or 'file' too")
             return
@@ -257,6 +263,11 @@ class EvictConfig:
     def prefill_used(self) -> Prefill:
         """How a long prompt is read: as set, else with the archive when there is one."""
         return self.prefill or ("stream" if archive_place(self.archive) == "none" else "recall")
+
+    @property
+    def recalls_in_answers(self) -> bool:
+        """Whether tokens of an answer recall, besides questions and texts."""
+        return self.recall_every > 0
 
     @property
     def traits(self) -> Traits:

@@ -62,16 +62,22 @@ class Decoding(Speaking):
         native.forget_failure()
         return bool(self._ctx.kv_cache_seq_rm(-1, position, -1))
 
-    def _read_chunk(self, tokens: Sequence[int]) -> None:
+    @property
+    def _plain(self) -> int:
+        """Tokens of an answer that come before the next one that recalls."""
+        every = self.evict.recall_every
+        return -(self.n_tokens + 1) % every if every else self.plan.context
+
+    def _read_chunk(self, tokens: Sequence[int], every_logit: bool = False) -> None:
         """Decode a chunk whose queries choose the cells, in every layer before it attends. A failure takes it back."""
         first = self.n_tokens
         native.check(LIBRARY.restkv_set_reading(self._ctx.ctx, True))
         try:
             if len(tokens) > self._free:
                 self._evict()  # only drops cells: they are in the archive
-            self._decode(tokens)
+            self._decode(tokens, every_logit)
         finally:
-            # whatever happened: an answer does not recall for each of its tokens
+            # whatever happened: what is read next may not recall
             status = LIBRARY.restkv_set_reading(self._ctx.ctx, False)
         try:
             native.check(status)

@@ -39,6 +39,10 @@ class Reader(Protocol):
     def _free(self) -> int:
         """Cells that are free until the next eviction."""
 
+    @property
+    def _plain(self) -> int:
+        """Tokens of an answer that come before the next one that recalls."""
+
     def _decode(self, tokens: Sequence[int]) -> None:
         """Decode at most plan.n_batch tokens at the next positions."""
 
@@ -113,12 +117,15 @@ def _evict_guided(engine: Reader, guide: Sequence[int]) -> None:
         engine._decode(again[i : i + plan.n_batch])
 
 
-def step(engine: Reader, token: int) -> None:
-    """Read one token of an answer."""
+def step(engine: Reader, token: int, answers: bool = True) -> None:
+    """Read one token: of an answer, or (answers False) the one that a prompt has left."""
     plan = engine.plan
     if plan.prefill == "exact" and plan.evicts and engine._cells >= plan.limit:
         engine._evict()
-    engine._decode([token])
+    if answers and engine._plain == 0:
+        engine._read_chunk([token])
+    else:
+        engine._decode([token])
 
 
 def guide_tokens(plan: MemoryPlan, question: Sequence[int], prompt: Sequence[int]) -> Sequence[int]:
