@@ -114,8 +114,10 @@ def answered_between(before: native.ArchiveStats | None, after: native.ArchiveSt
     """What tokens of an answer recalled from one moment to another: fields of a report."""
     if before is None or after is None:
         return {}
+    n, n_layers = after.n_recalls - before.n_recalls, after.n_layers - before.n_layers
     return {
-        "answer_recalled": after.n_recalls - before.n_recalls,
+        "answer_recalled": n,
+        "answer_recall_layers": n_layers / n if n else 0.0,
         "answer_recall_seconds": _seconds(before, after),
     }
 

@@ -115,8 +115,10 @@ class Engine(Decoding):
                         self._evict()
                     free, plain = cells - self._cells, self._plain
                     size = min(self.n_batch, len(tokens) - done, free if free > 0 else self.n_batch, plain or 1)
-                    decode = self._decode if plain else self._read_chunk
-                    decode(tokens[done : done + size], every_logit=True)
+                    if plain:
+                        self._decode(tokens[done : done + size], every_logit=True)
+                    else:
+                        self._read_answer(tokens[done], every_logit=True)
                     for i in range(size):
                         pointer = c.llama_get_logits_ith(self._ctx.ctx, i)
                         found[done + i] = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))

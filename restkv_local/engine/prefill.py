@@ -41,13 +41,16 @@ class Reader(Protocol):
 
     @property
     def _plain(self) -> int:
-        """Tokens of an answer that come before the next one that recalls."""
+        """Tokens of an answer that come before the next one that recalls, or may."""
 
     def _decode(self, tokens: Sequence[int]) -> None:
         """Decode at most plan.n_batch tokens at the next positions."""
 
     def _read_chunk(self, tokens: Sequence[int]) -> None:
         """Decode a chunk with recall, after an eviction where it does not fit; without an effect when that fails."""
+
+    def _read_answer(self, token: int) -> None:
+        """The same for a token of an answer, where layers may keep the cells of an earlier one."""
 
     def _evict(self) -> None:
         """Evict down to the budget."""
@@ -123,7 +126,7 @@ def step(engine: Reader, token: int, answers: bool = True) -> None:
     if plan.prefill == "exact" and plan.evicts and engine._cells >= plan.limit:
         engine._evict()
     if answers and engine._plain == 0:
-        engine._read_chunk([token])
+        engine._read_answer(token)
     else:
         engine._decode([token])
 

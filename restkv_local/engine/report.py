@@ -95,7 +95,8 @@ class Report:
     read, per question, and per token of the answer that recalled), recalled_cells (chosen then, added up, per layer and
     KV head), copied_cells (of them, those that came from the archive), recall_seconds (inside prefill and decode).
 
-    Of that, while the answer was written, up to now: answer_recalled (tokens), answer_recall_seconds.
+    Of that, while the answer was written, up to now: answer_recalled (tokens), answer_recall_layers (in which these
+    did, on average), answer_recall_seconds.
     """
 
     model: str
@@ -140,6 +141,7 @@ class Report:
     copied_cells: int = 0
     recall_seconds: float = 0.0
     answer_recalled: int = 0
+    answer_recall_layers: float = 0.0
     answer_recall_seconds: float = 0.0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import config
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
@@ -151,6 +151,7 @@ class ArchiveStats(C.Structure):
         ("bytes_read", C.c_uint64),
         ("us_write", C.c_uint64),
         ("n_recalls", C.c_uint64),
+        ("n_layers", C.c_uint64),
         ("n_chosen", C.c_uint64),
         ("n_copied", C.c_uint64),
         ("us_score", C.c_uint64),
@@ -329,7 +330,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_arm_archive": (C.c_int, [C.POINTER(ArchiveParams)]),
     "restkv_evict": (C.c_int, [C.c_void_p, C.c_uint32]),
     "restkv_recall": (C.c_int, [C.c_void_p, C.c_uint32]),
-    "restkv_set_reading": (C.c_int, [C.c_void_p, C.c_bool]),
+    "restkv_set_reading": (C.c_int, [C.c_void_p, C.c_bool, C.c_float]),
     "restkv_get_archive": (C.c_int, [C.c_void_p, C.POINTER(ArchiveStats)]),
     "restkv_get_stats": (C.c_int, [C.c_void_p, C.POINTER(Stats)]),
     "restkv_get_events": (C.c_uint32, [C.c_void_p, C.POINTER(Event), C.c_uint32]),

@@ -279,7 +279,7 @@ def test_answers_recall_where_they_are_told_to(tiny: Path, tmp_path: Path) -> No
         assert ours["setting"]["name"] == (f"{name}, recall every 1" if archived else name)
         assert ours["setting"]["evict"]["recall_every"] == int(archived)
         n = ours["reference_tokens"] - 1
-        assert ours.get("answered") == ({"tokens": n, "recalled": n} if archived else None)
+        assert ours.get("answered") == ({"tokens": n, "recalled": n, "layers": 2.0} if archived else None)
         assert "answered" not in theirs and (archived or ours == theirs)
     assert [r["scores"] for r in each] != [r["scores"] for r in plain] != [r["scores"] for r in some]
     for record in some:

@@ -126,7 +126,11 @@ class Talk:
             timed["recall"] = round(recalled.seconds, 4)
             record["recall"] = {"bytes": recalled.bytes, "cells": recalled.cells}
         if report.answer_recalled:
-            record["answered"] = {"tokens": len(answer) - 1, "recalled": report.answer_recalled}
+            record["answered"] = {
+                "tokens": len(answer) - 1,
+                "recalled": report.answer_recalled,
+                "layers": round(report.answer_recall_layers, 2),
+            }
         return record | {"seconds": timed}
 
     def _read(self, tokens: list[int]) -> Recalled | None:
