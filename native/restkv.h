@@ -223,10 +223,12 @@ RESTKV_API restkv_status restkv_recall(struct llama_context * ctx, uint32_t n_gu
 
 // on: from now on every ubatch that llama_decode runs recalls for itself. In every evicting layer, after its rows are
 // stored and before it attends, the cells are chosen again by its own queries of that layer; when no cell is free, the
-// rows since the last eviction are dropped without being scored (they are in the archive). Returns the first failure of a
-// recall since the last call, which has left the cells of its layer and of those behind it as they were: cut what was
-// read since.
-RESTKV_API restkv_status restkv_set_reading(struct llama_context * ctx, bool on);
+// rows since the last eviction are dropped without being scored (they are in the archive). below: 0, or a bound of at
+// most 1: a layer recalls only where the last query of the ubatch is less like the last one that chose its cells (the
+// mean over the heads of their cosine), or where none has chosen them since the last eviction or the last cut before it.
+// Returns the first failure of a recall since the last call, which has left the cells of its layer and of those behind it
+// as they were: cut what was read since.
+RESTKV_API restkv_status restkv_set_reading(struct llama_context * ctx, bool on, float below);
 
 // What the archive holds, and what was recalled since the context was made.
 typedef struct restkv_archive_stats {
@@ -240,6 +242,7 @@ typedef struct restkv_archive_stats {
     uint64_t bytes_read;
     uint64_t us_write;
     uint64_t n_recalls;  // of a question or of a ubatch, all layers counted as one
+    uint64_t n_layers;   // that recalled in them, added up
     uint64_t n_chosen;   // cells, summed over layers and KV heads
     uint64_t n_copied;   // of them, those that came from the archive
     uint64_t us_score;   // wall time of all layers

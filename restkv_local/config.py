@@ -164,6 +164,10 @@ class EvictConfig:
     archive: where the rows that are evicted are kept, so that cells can be recalled: nowhere, in memory ("ram"), or in
         a file, in the temporary folder ("file") or at a path; it goes when the engine is closed.
     archive_type: how it keeps them; "auto": as the cache does, bit for bit. "q4_0" needs a quantized cache.
+    recall_every: every so many tokens of an answer one recalls for itself, by position, as a chunk of a text that is
+        read with recall does; 1: each, 0: none. Needs an archive.
+    recall_below: in between, or alone, a layer recalls when the mean over its heads of the cosine between a token's
+        query and the last query that recalled there is below this; 0: never. Needs an archive.
     unverified: evict a model family whose attention was not checked against the reference.
     """
 
@@ -194,6 +198,8 @@ class EvictConfig:
     stages: Stages = "auto"
     archive: str | os.PathLike[str] = "none"
     archive_type: ArchiveType = "auto"
+    recall_every: int = 0
+    recall_below: float = 0.0
     unverified: bool = False
 
     def __post_init__(self) -> None:
@@ -249,7 +255,14 @@ class EvictConfig:
 
     def _check_archive(self) -> None:
         one_of("archive_type", self.archive_type, ARCHIVE_TYPES)
+        whole_in_range("recall_every", self.recall_every, 0, CELLS_MAX)
+        below = self.recall_below
+        if isinstance(below, bool) or not isinstance(below, (int, float)) or not 0.0 <= below < 1.0:
+            raise ConfigError(f"recall_below must be a number from 0.0 to below 1.0; got {below!r}")
         if archive_place(self.archive) == "none":
+            if self.recalls_in_answers:
+                name = "recall_every" if self.recall_every else "recall_below"
+                raise ConfigError(f"{name} recalls from an archive: set archive to 'ram' or 'file' too")
             if self.prefill == "recall":
                 raise ConfigError("prefill 'recall' reads with an archive: set archive to 'ram' or 'file' too")
             return
@@ -281,6 +294,11 @@ class EvictConfig:
     def prefill_used(self) -> Prefill:
         """How a long prompt is read: as set, else with the archive when there is one."""
         return self.prefill or ("stream" if archive_place(self.archive) == "none" else "recall")
+
+    @property
+    def recalls_in_answers(self) -> bool:
+        """Whether tokens of an answer recall, besides questions and texts."""
+        return self.recall_every > 0 or self.recall_below > 0
 
     @property
     def traits(self) -> Traits:

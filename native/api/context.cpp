@@ -210,11 +210,15 @@ static restkv_recaller & recaller_of(llama_context * ctx) {
     return *recaller;
 }
 
-restkv_status restkv_set_reading(llama_context * ctx, bool on) {
+restkv_status restkv_set_reading(llama_context * ctx, bool on, float below) {
     return restkv_call(RESTKV_INVALID, [&] {
         restkv_recaller & recaller = recaller_of(ctx);
+        if (!(below >= 0.0f && below <= 1.0f)) {
+            return restkv_fail(RESTKV_INVALID, "restkv_set_reading: the bound of a cosine is from 0 to 1");
+        }
         ctx->synchronize();
         recaller.reading = on;
+        recaller.below   = below;
         return recaller.take_failure();
     });
 }

@@ -32,6 +32,7 @@ static std::vector<int32_t> held_before(int32_t p0, uint32_t n, uint32_t n_sinks
 void restkv_recaller::cut(llama_pos p0) {
     const uint32_t n_threads = restkv_threads(core.params.n_threads, UINT32_MAX);
     const uint32_t n         = std::min(core.params.budget, (uint32_t) p0);
+    forget_askers();
     for (uint32_t l = 0; l < core.layers.size(); ++l) {
         const restkv_layer & layer = core.layers[l];
         std::vector<int32_t> chosen;

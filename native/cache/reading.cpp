@@ -8,6 +8,7 @@
 #include "llama-graph.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <numeric>
 
@@ -31,13 +32,53 @@ void restkv_recaller::run_node(ggml_tensor * dst, int ith, int nth, void * userd
     own->self->read_layer(own->l, dst->src[0], member);
 }
 
+// The mean over the heads of the cosine between two queries of a layer; that of a query of zeros is 0. a_head: bytes
+// from head to head of a; those of b are one behind the other.
+static double likeness(const uint8_t * a, size_t a_head, const float * b, uint32_t n_head, uint32_t d) {
+    double sum = 0.0;
+    for (uint32_t h = 0; h < n_head; ++h) {
+        const float * x  = (const float *) (a + h * a_head);
+        const float * y  = b + (size_t) h * d;
+        double        xx = 0.0, yy = 0.0, xy = 0.0;
+        for (uint32_t i = 0; i < d; ++i) {
+            xx += (double) x[i] * x[i];
+            yy += (double) y[i] * y[i];
+            xy += (double) x[i] * y[i];
+        }
+        sum += xx > 0.0 && yy > 0.0 ? xy / (std::sqrt(xx) * std::sqrt(yy)) : 0.0;
+    }
+    return sum / n_head;
+}
+
+// The query of a ubatch's last token.
+static const uint8_t * last_of(const ggml_tensor * q) {
+    return (const uint8_t *) q->data + (q->ne[2] - 1) * q->nb[2];
+}
+
+bool restkv_recaller::asks_anew(uint32_t l, const ggml_tensor * q) const {
+    const asker &        before = askers[l];
+    const restkv_layer & layer  = core.layers[l];
+    return below <= 0.0f || before.pos_exact != core.seq.pos_exact ||
+           likeness(last_of(q), q->nb[1], before.q.data(), layer.n_head, layer.d_k) < below;
+}
+
+void restkv_recaller::remember(uint32_t l, const uint8_t * q, size_t q_head, llama_pos pos_exact) {
+    const restkv_layer & layer = core.layers[l];
+    for (uint32_t h = 0; h < layer.n_head; ++h) {
+        std::copy_n((const float *) (q + h * q_head), layer.d_k, askers[l].q.data() + (size_t) h * layer.d_k);
+    }
+    askers[l].pos_exact = pos_exact;
+}
+
 void restkv_recaller::begin_ubatch(uint32_t l, const ggml_tensor * q) {
     const uint32_t n     = (uint32_t) q->ne[2];
     const uint32_t n_end = core.n_end();
-    active               = status == RESTKV_OK && core.seq.n_table > 0;
+    active               = status == RESTKV_OK && core.seq.n_table > 0 && asks_anew(l, q);
+    counted              = counted && l > 0;
     if (!active) {
         return;
     }
+    askers[l].pos_exact = -1;  // until it has been done
     restkv_step("reading");
     t_start = ggml_time_us();
     look_at(l, (uint32_t) core.seq.pos_exact, core.seq.tail_begin(), n_end);
@@ -49,7 +90,9 @@ void restkv_recaller::begin_ubatch(uint32_t l, const ggml_tensor * q) {
     for (uint32_t i = 0; i < n; ++i) {
         view.row_pos[i] = core.pos_of(n_end - n + i);
     }
-    done.n_recalls += l == 0;
+    done.n_layers++;
+    done.n_recalls += !counted;
+    counted = true;
 }
 
 void restkv_recaller::read_layer(uint32_t l, const ggml_tensor * q, restkv_member & member) noexcept {
@@ -74,6 +117,8 @@ void restkv_recaller::read_layer(uint32_t l, const ggml_tensor * q, restkv_membe
             status = restkv_caught(RESTKV_NO_MEMORY);
             snprintf(why, sizeof(why), "%s", restkv_last_error());
         }
+    } else if (active) {
+        remember(l, last_of(q), q->nb[1], core.seq.pos_exact);
     }
 }
 

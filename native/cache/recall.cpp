@@ -37,7 +37,11 @@ std::string restkv_recaller::recall(const restkv_sequence::window & window, uint
                 view.row_pos   = window.pos;
             });
             work.run(view, params(), member);
-            member.run_first([&] { chosen[l] = work.chosen; });
+            member.run_first([&] {
+                chosen[l] = work.chosen;
+                remember(l, (const uint8_t *) (asked.data() + asked.size() - (size_t) view.n_head * view.d_k),
+                         view.d_k * sizeof(float), -1);
+            });
         }
     });
     done.us_score += ggml_time_us() - t_start;
@@ -49,6 +53,7 @@ std::string restkv_recaller::recall(const restkv_sequence::window & window, uint
             restkv_run_team(n_threads,
                             [&](restkv_member & member) { fetch(l, chosen[l].data(), n, live_only, member); });
         };
+        bool own = true;
         try {
             bring(false);
         } catch (const restkv_error & e) {
@@ -66,11 +71,14 @@ std::string restkv_recaller::recall(const restkv_sequence::window & window, uint
                 std::copy_n(live.end() - (n - n_sinks), n - n_sinks, to + n_sinks);
             }
             bring(true);
+            own = false;
         }
         moved = true;
         restkv_run_team(n_threads, [&](restkv_member & member) { put(l, member); });
+        askers[l].pos_exact = own ? (llama_pos) n_text : -1;
     }
     done.us_copy += ggml_time_us() - t_start;
     done.n_recalls++;
+    done.n_layers += n_layer;
     return kept;
 }

@@ -17,6 +17,7 @@ restkv_recaller::restkv_recaller(restkv_core & core) : core(core) {
         rows.push_back({ layer.k->type, layer.v->type, type_or(p.type_k, layer.k->type),
                          type_or(p.type_v, layer.v->type), layer.n_head_kv, layer.d_k, layer.d_v });
         nodes.push_back({ this, l });
+        askers.push_back({ -1, std::vector<float>((size_t) layer.n_head * layer.d_k) });
         work.reserve(params(), layer.n_head, layer.n_head_kv, layer.d_k, p.n_ctx, core.reserve());
     }
     done.place  = p.place;
@@ -83,7 +84,14 @@ void restkv_recaller::forget_from(llama_pos p0) {
     }
 }
 
+void restkv_recaller::forget_askers() noexcept {
+    for (asker & one : askers) {
+        one.pos_exact = -1;
+    }
+}
+
 void restkv_recaller::forget_all() noexcept {
+    forget_askers();
     try {
         archive->truncate(0);
         stale = false;

@@ -50,7 +50,8 @@ public:
 
     // ---- reading --------------------------------------------------------------------------------
 
-    bool reading = false;
+    bool  reading = false;
+    float below   = 0.0f;  // 0, or a layer recalls where its query is less like that of its last recall
 
     // In the graph that is being built, layer `il` recalls by the queries q of the ubatch.
     void add_to(const llm_graph_context & graph, ggml_tensor * q, int il);
@@ -75,12 +76,19 @@ private:
         std::vector<int32_t> cells;          // [n_new] where they lie now, or -1: in the archive
     };
 
+    // Whose recall the cells of a layer are.
+    struct asker {
+        llama_pos          pos_exact = -1;  // of the text then; -1: nobody's
+        std::vector<float> q;               // [n_head][d_k] query of the last token that asked
+    };
+
     // Buffers of one thread.
     struct own_thread {
         std::vector<uint8_t> rows;
         std::vector<float>   floats;
     };
 
+    void                 forget_askers() noexcept;
     restkv_recall_params params() const;
     void                 look_at(uint32_t l, uint32_t n_text, uint32_t own_first, uint32_t own_end);
     std::vector<int32_t> live_of(uint32_t l, uint32_t h, uint32_t n_text) const;
@@ -92,14 +100,17 @@ private:
     void want(uint32_t l, const int32_t * chosen, uint32_t n, bool live_only, uint32_t n_threads);
     void fetch_block(uint32_t l, bool value, uint32_t from, own_thread & own);
 
+    bool        asks_anew(uint32_t l, const ggml_tensor * q) const;
+    void        remember(uint32_t l, const uint8_t * q, size_t q_head, llama_pos pos_exact);
     void        begin_ubatch(uint32_t l, const ggml_tensor * q);
     void        read_layer(uint32_t l, const ggml_tensor * q, restkv_member & member) noexcept;
     static void run_node(ggml_tensor * dst, int ith, int nth, void * userdata);
 
     restkv_core &                   core;
     std::unique_ptr<restkv_archive> archive;
-    std::vector<node>               nodes;  // [layers]
-    restkv_team                     team;   // of the threads that compute llama.cpp's graphs
+    std::vector<node>               nodes;   // [layers]
+    std::vector<asker>              askers;  // [layers]
+    restkv_team                     team;    // of the threads that compute llama.cpp's graphs
 
     // One layer at a time.
     restkv_recall_view      view;
@@ -116,6 +127,7 @@ private:
     uint32_t                end_new = 0;        // position behind the last of them
     std::vector<own_thread> threads;
     bool                    active  = false;    // while reading: this layer recalls
+    bool                    counted = false;    // likewise: a layer of this ubatch has
     int64_t                 t_start = 0;
 
     // While reading: the first failure.

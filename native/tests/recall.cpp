@@ -25,13 +25,13 @@ static restkv_archive_params archive_at(const char * path, int32_t type) {
 // A chunk that recalls for itself; returns the status of its recalls.
 static restkv_status read(session & s, int32_t n) {
     restkv_stats stats;
-    CHECK(restkv_set_reading(s.ctx, true) == RESTKV_OK);
+    CHECK(restkv_set_reading(s.ctx, true, 0.0f) == RESTKV_OK);
     CHECK(restkv_get_stats(s.ctx, &stats) == RESTKV_OK);
     if (stats.n_free < (uint32_t) n) {
         CHECK(restkv_evict(s.ctx, 0) == RESTKV_OK);
     }
     CHECK(s.feed(n) == 0);
-    return restkv_set_reading(s.ctx, false);
+    return restkv_set_reading(s.ctx, false, 0.0f);
 }
 
 static restkv_archive_stats archive_of(const session & s) {
@@ -67,6 +67,7 @@ static void test_archive(llama_model * model, const char * path, const char * fi
         fprintf(stderr, "%s\n", restkv_last_error());
         return;
     }
+    CHECK(restkv_set_reading(s.ctx, true, 1.5f) == RESTKV_INVALID);
     CHECK(restkv_recall(s.ctx, 0) == RESTKV_NOTHING);
     for (int i = 0; i < 16; ++i) {
         CHECK(read(s, 1 + i * 5 % 16) == RESTKV_OK);

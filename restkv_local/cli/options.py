@@ -251,6 +251,16 @@ _SHARED = (
         "--archive-type", type=click.Choice(ARCHIVE_TYPES), default=EvictConfig.archive_type, show_default=True,
         help="How the archive keeps them; auto: as the cache does.",
     ),
+    click.option(
+        "--recall-every", type=click.IntRange(0, CELLS_MAX), default=EvictConfig.recall_every, show_default=True,
+        metavar="N", help="With an archive: every N-th token of an answer recalls too; 0: none.",
+    ),
+    click.option(
+        "--recall-below", type=click.FloatRange(0, 1, max_open=True), default=EvictConfig.recall_below,
+        show_default=True, metavar="X",
+        help="With an archive: a layer recalls in an answer when the cosine of its query to the last one that did is "
+        "below X; 0: never.",
+    ),
     THREADS_OPTION,
     *DEVICE_OPTIONS,
     click.option(

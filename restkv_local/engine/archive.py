@@ -112,13 +112,29 @@ def recalled_between(
     if before is None or after is None:
         return {}
     heads = max(1, plan.shares.total // plan.budget)
-    microseconds = after.us_score - before.us_score + after.us_copy - before.us_copy
     return {
         "recalled": after.n_recalls - before.n_recalls,
         "recalled_cells": round((after.n_chosen - before.n_chosen) / heads),
         "copied_cells": round((after.n_copied - before.n_copied) / heads),
-        "recall_seconds": microseconds * _SECOND,
+        "recall_seconds": _seconds(before, after),
     }
+
+
+def answered_between(before: native.ArchiveStats | None, after: native.ArchiveStats | None) -> dict[str, Any]:
+    """What tokens of an answer recalled from one moment to another: fields of a report."""
+    if before is None or after is None:
+        return {}
+    n, n_layers = after.n_recalls - before.n_recalls, after.n_layers - before.n_layers
+    return {
+        "answer_recalled": n,
+        "answer_recall_layers": n_layers / n if n else 0.0,
+        "answer_recall_seconds": _seconds(before, after),
+    }
+
+
+def _seconds(before: native.ArchiveStats, after: native.ArchiveStats) -> float:
+    microseconds: int = after.us_score - before.us_score + after.us_copy - before.us_copy
+    return microseconds * _SECOND
 
 
 def recall_report(

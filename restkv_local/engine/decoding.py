@@ -63,17 +63,34 @@ class Decoding(Speaking):
         native.forget_failure()
         return bool(self._ctx.kv_cache_seq_rm(-1, position, -1))
 
-    def _read_chunk(self, tokens: Sequence[int]) -> None:
-        """Decode a chunk whose queries choose the cells, in every layer before it attends. A failure takes it back."""
+    @property
+    def _plain(self) -> int:
+        """Tokens of an answer that come before the next one that recalls, or may."""
+        every = self.evict.recall_every
+        if self.evict.recall_below > 0:
+            return 0
+        return -(self.n_tokens + 1) % every if every else self.plan.context
+
+    def _read_answer(self, token: int, every_logit: bool = False) -> None:
+        """Decode a token of an answer that recalls: in every layer, or in those that ask for something new."""
+        every = self.evict.recall_every
+        whole = every > 0 and (self.n_tokens + 1) % every == 0
+        self._read_chunk([token], every_logit, 0.0 if whole else self.evict.recall_below)
+
+    def _read_chunk(self, tokens: Sequence[int], every_logit: bool = False, below: float = 0.0) -> None:
+        """Decode a chunk whose queries choose the cells, in every layer before it attends. A failure takes it back.
+
+        below: a bound on the likeness of queries, see EvictConfig.recall_below; 0: all layers recall.
+        """
         first = self.n_tokens
-        native.check(LIBRARY.restkv_set_reading(self._ctx.ctx, True))
+        native.check(LIBRARY.restkv_set_reading(self._ctx.ctx, True, below))
         try:
             if len(tokens) > self._free:
                 self._evict()  # only drops cells: they are in the archive
-            self._decode(tokens)
+            self._decode(tokens, every_logit)
         finally:
-            # whatever happened: an answer does not recall for each of its tokens
-            status = LIBRARY.restkv_set_reading(self._ctx.ctx, False)
+            # whatever happened: what is read next may not recall
+            status = LIBRARY.restkv_set_reading(self._ctx.ctx, False, 0.0)
         try:
             native.check(status)
         except BaseException:

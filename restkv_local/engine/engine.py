@@ -81,7 +81,7 @@ class Engine(Tracing):
             prompt = len(tokens) > 1 or (self._generating and self._turn.completion_tokens == 0)
             try:
                 if len(tokens) == 1 and not (prompt and self.plan.recalls and not self._contained):
-                    prefill.step(self, tokens[0])
+                    prefill.step(self, tokens[0], answers=not prompt)
                     self._read(1, 1)
                 else:
                     guide = self._guide_of(tokens) if self.plan.guide else []
@@ -101,12 +101,13 @@ class Engine(Tracing):
                     self._turn.prefill_evictions += self._facts_open.n_evictions - n_evictions
                     if self._turn.prefill_evictions:
                         self._turn.prefill_used = self.plan.prefill
+                    self._facts_open.begin_answer()
 
     def read_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Read tokens behind what is there, as an answer is, and return the logits after each: [len(tokens), n_vocab].
 
         They take 4 bytes x n_vocab per token, here and once more inside llama.cpp: give a long text in pieces.
-        Evictions happen where they would if the tokens came one by one, and an exact prefill must be over.
+        Evictions and recalls happen where they would if the tokens came one by one, and an exact prefill must be over.
         Raises what eval raises, and EvictionError when cells after n_tokens cannot be removed.
         """
         with self._call():
@@ -120,9 +121,12 @@ class Engine(Tracing):
                 while done < len(tokens):
                     if self._cells >= cells and cells < self.plan.capacity:
                         self._evict()
-                    free = cells - self._cells
-                    size = min(self.n_batch, len(tokens) - done, free if free > 0 else self.n_batch)
-                    self._decode(tokens[done : done + size], every_logit=True)
+                    free, plain = cells - self._cells, self._plain
+                    size = min(self.n_batch, len(tokens) - done, free if free > 0 else self.n_batch, plain or 1)
+                    if plain:
+                        self._decode(tokens[done : done + size], every_logit=True)
+                    else:
+                        self._read_answer(tokens[done], every_logit=True)
                     for i in range(size):
                         pointer = c.llama_get_logits_ith(self._ctx.ctx, i)
                         found[done + i] = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
@@ -158,6 +162,7 @@ class Engine(Tracing):
                 raise
             finally:
                 self._collect()
+                self._facts_open.begin_answer()
             after = self._facts_open.archive or before
             return recall_report(before, after, self.plan, time.perf_counter() - start)
 
@@ -264,11 +269,11 @@ class Engine(Tracing):
     def _again_from(self, tokens: list[int]) -> int:
         """Where a prompt that the cache holds whole is read again, so that there are logits.
 
-        At its last token, with the cells as they were for it, where nothing has been evicted since; else at its
-        question, whose queries then choose the cells again.
+        At its last token, with the cells as they were for it, where nothing has been evicted since, nor recalled by its
+        answer; else at its question, whose queries then choose the cells again.
         """
-        last = len(tokens) - 1
-        self._contained = self._facts_open.position_exact <= last
+        last, exact = len(tokens) - 1, self._facts_open.position_exact
+        self._contained = exact == 0 or (exact <= last and not self.evict.recalls_in_answers)
         guide = [] if self._contained else (self._guide_of(tokens) or tokens[-self.plan.window :])[-GUIDE_MAX:]
         return last if self._contained else min(last, max(1, len(tokens) - len(guide)))
 

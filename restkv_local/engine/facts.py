@@ -16,7 +16,7 @@ from ..native.binding import LIBRARY, c
 from ..paths import shown
 from ..plan.devices import DeviceMemory
 from ..plan.memory import MemoryPlan
-from .archive import archive_report, archive_stats, recalled_between
+from .archive import answered_between, archive_report, archive_stats, recalled_between
 from .report import Eviction, Report, Turn
 
 EVENTS_MAX = 256
@@ -39,7 +39,7 @@ class Facts:
         self.evict_seconds = 0.0
         self.memory = memory_of(ctx)
         self._archive_path = archive_path
-        self._archive = self._archive_before = self.archive
+        self._archive = self._archive_before = self._archive_answer = self.archive
 
     @property
     def positions(self) -> int:
@@ -109,7 +109,11 @@ class Facts:
 
     def begin_turn(self) -> None:
         """What is recalled from here on belongs to the next turn."""
-        self._archive_before = self.archive
+        self._archive_before = self._archive_answer = self.archive
+
+    def begin_answer(self) -> None:
+        """What is recalled from here on belongs to an answer."""
+        self._archive_answer = self.archive
 
     def collect(self) -> list[Eviction]:
         """Evictions since the last call, oldest first (at most the last 256)."""
@@ -174,6 +178,7 @@ class Facts:
             memory=self.memory,
             archive=archive_report(self._archive, self._archive_path),
             **recalled_between(self._archive_before, self._archive, plan),
+            **answered_between(self._archive_answer, self._archive),
             **vars(turn),
         )
 

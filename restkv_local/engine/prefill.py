@@ -39,11 +39,18 @@ class Reader(Protocol):
     def _free(self) -> int:
         """Cells that are free until the next eviction."""
 
+    @property
+    def _plain(self) -> int:
+        """Tokens of an answer that come before the next one that recalls, or may."""
+
     def _decode(self, tokens: Sequence[int]) -> None:
         """Decode at most plan.n_batch tokens at the next positions."""
 
     def _read_chunk(self, tokens: Sequence[int]) -> None:
         """Decode a chunk with recall, after an eviction where it does not fit; without an effect when that fails."""
+
+    def _read_answer(self, token: int) -> None:
+        """The same for a token of an answer, where layers may keep the cells of an earlier one."""
 
     def _evict(self) -> None:
         """Evict down to the budget."""
@@ -113,12 +120,15 @@ def _evict_guided(engine: Reader, guide: Sequence[int]) -> None:
         engine._decode(again[i : i + plan.n_batch])
 
 
-def step(engine: Reader, token: int) -> None:
-    """Read one token of an answer."""
+def step(engine: Reader, token: int, answers: bool = True) -> None:
+    """Read one token: of an answer, or (answers False) the one that a prompt has left."""
     plan = engine.plan
     if plan.prefill == "exact" and plan.evicts and engine._cells >= plan.limit:
         engine._evict()
-    engine._decode([token])
+    if answers and engine._plain == 0:
+        engine._read_answer(token)
+    else:
+        engine._decode([token])
 
 
 def guide_tokens(plan: MemoryPlan, question: Sequence[int], prompt: Sequence[int]) -> Sequence[int]:

@@ -113,10 +113,13 @@ class Report:
     cache), read_tokens (the others, or what was read of them before a stop), reevaluated (why cached text was read
     again, or None), prefill_seconds (guide_seconds of it for running the question), evict_seconds (inside prefill and
     decode), decode_seconds, completion_tokens, recalled (how often cells were chosen again: once per chunk that was
-    read, or per question), recalled_cells (chosen then, added up, per layer and KV head), copied_cells (of them, those
-    that came from the archive), recall_seconds (inside prefill), sources (passages that the answer looked at most, by
-    weight; see Engine.sources), sources_tokens (of the answer, whose queries told), sources_reason (why there are none,
-    or None).
+    read, per question, and per token of the answer that recalled), recalled_cells (chosen then, added up, per layer and
+    KV head), copied_cells (of them, those that came from the archive), recall_seconds (inside prefill and decode). Of
+    that, while the answer was written, up to now: answer_recalled (tokens), answer_recall_layers (in which these did, on
+    average), answer_recall_seconds.
+
+    sources (passages that the answer looked at most, by weight; see Engine.sources), sources_tokens (of the answer,
+    whose queries told), sources_reason (why there are none, or None).
     """
 
     model: str
@@ -161,6 +164,9 @@ class Report:
     recalled_cells: int = 0
     copied_cells: int = 0
     recall_seconds: float = 0.0
+    answer_recalled: int = 0
+    answer_recall_layers: float = 0.0
+    answer_recall_seconds: float = 0.0
     sources: tuple[Source, ...] = ()
     sources_tokens: int = 0
     sources_reason: str | None = NOT_ASKED

@@ -33,6 +33,8 @@ class EngineSettings:
     tensor_split: tuple[float, ...] | None = None
     archive: str = "none"
     archive_type: str = EvictConfig.archive_type
+    recall_every: int = EvictConfig.recall_every
+    recall_below: float = EvictConfig.recall_below
 
     def __post_init__(self) -> None:
         self.split()
@@ -47,6 +49,8 @@ class EngineSettings:
             "unverified": self.unverified,
             "archive": self.archive,
             "archive_type": self.archive_type,
+            "recall_every": self.recall_every,
+            "recall_below": self.recall_below,
         }
         if self.prefill is not None:
             chosen["prefill"] = self.prefill
@@ -80,6 +84,7 @@ class EngineSettings:
         words = ["--budget", str(self.budget), "--method", self.method]
         words += ["--kv-type", kv_type, "--gpu-layers", str(self.gpu_layers)]
         words += ["--archive", self.archive, "--archive-type", self.archive_type]
+        words += ["--recall-every", str(self.recall_every), "--recall-below", str(self.recall_below)]
         for name in ("model", "allocation", "reserve", "threads", "seed"):
             if (value := getattr(self, name)) is not None:
                 words += [f"--{name}", str(value)]

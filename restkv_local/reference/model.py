@@ -21,7 +21,7 @@ from .archive import LayerArchive
 from .cache import LayerCache
 from .evict import Place, survivors
 from .forward import Transformer
-from .recall import RecallSettings, recall_score, restored
+from .recall import RecallSettings, likeness, recall_score, restored
 from .sources import largest_attention
 
 
@@ -34,6 +34,7 @@ class ReferenceEngine:
     cache stores rows ("f32", "f16", "bf16", "q8_0", "q4_0").
     archive: whether rows are kept outside the cells, so that `recall`, reading with recall and cuts anywhere work.
     archive_type: how the archive stores them ("auto", "q8_0", "q4_0"). recall_settings: None: the defaults.
+    With one, config says how the tokens of an answer recall.
     Sliding-window layers see their window and are never evicted, archived or recalled.
     Raises ModelError for a file or family it cannot run, ConfigError for a budget that does not fit.
     """
@@ -76,6 +77,8 @@ class ReferenceEngine:
         self._settings = RecallSettings() if recall_settings is None else recall_settings
         if archive:
             self._check_archive()
+        elif self.config.recalls_in_answers:
+            raise ConfigError("answers recall from an archive; make the engine with archive=True")
         ring = max(self._window, self._settings.n_guide) if archive else self._window
         self._caches = [
             LayerCache(spec.n_head[il], spec.n_head_kv[il], spec.head_dim, ring, type_k, type_v)
@@ -92,6 +95,8 @@ class ReferenceEngine:
         # head to head; those behind it, the tail, do not, so no guide reaches back over it.
         self.pos_exact = 0
         self._cursor = 0  # of a ladder
+        # By layer: whose recall its cells are, as the position behind the eviction before it and the last query [H, d].
+        self._askers: dict[int, tuple[int, torch.Tensor]] = {}
 
     @property
     def cells(self) -> int:
@@ -111,13 +116,23 @@ class ReferenceEngine:
         """Positions in the archive; 0 without one."""
         return next((archive.n_rows for archive in self._archives.values()), 0)
 
-    def decode(self, tokens: Sequence[int], *, recall: bool = False) -> np.ndarray:
+    def answer(self, token: int) -> np.ndarray:
+        """Append a token of an answer, which recalls where config.recall_every and config.recall_below say so; its
+        logits [n_vocab]. Raises what `decode` raises."""
+        every, below = self.config.recall_every, self.config.recall_below
+        whole = every > 0 and (self.n_tokens + 1) % every == 0
+        logits: np.ndarray = self.decode([token], recall=whole or below > 0, below=0.0 if whole else below)[0]
+        return logits
+
+    def decode(self, tokens: Sequence[int], *, recall: bool = False, below: float = 0.0) -> np.ndarray:
         """Append tokens at the next positions; their logits [n, n_vocab] float32.
 
         Evicts first when the tokens do not fit the free cells. recall: read them as one chunk with recall: in every
         full-attention layer, before the chunk attends, its queries choose the layer's cells among all positions before
-        the tail; and an eviction scores nothing, it drops the tail. Raises EvictionError when the tokens do not fit
-        after an eviction, ConfigError for a recall without an archive.
+        the tail; and an eviction scores nothing, it drops the tail. below: of a recall; above 0, only those layers
+        recall whose cells nobody has chosen since the last eviction, or whose last query is less like the last one that
+        did. Raises EvictionError when the tokens do not fit after an eviction, ConfigError for a recall without an
+        archive.
         """
         n = len(tokens)
         if n == 0:
@@ -132,7 +147,7 @@ class ReferenceEngine:
             for il, (layer, cache) in enumerate(zip(self.model.layers, self._caches, strict=True)):
                 q, k, v = layer.qkv(x, pos)
                 cache.append(q, k, v, pos)
-                if recall and self.pos_exact > 0 and not layer.swa:
+                if recall and self.pos_exact > 0 and not layer.swa and self._asks_anew(il, q, below):
                     self._recall_layer(il, q, pos, self._n_tail + n)
                 if self.config.traits.votes and not layer.swa:
                     cache.vote(q, pos, scale=spec.attn_scale, softcap=spec.attn_softcap, sinks=layer.sinks)
@@ -187,6 +202,7 @@ class ReferenceEngine:
                 for il, (q, q_pos) in zip(self._full, queries, strict=True):
                     self._recall_layer(il, q, q_pos, n_guide)
                 self.pos_exact = self.n_tokens - n_guide
+                self._askers = {il: (self.pos_exact, q) for il, (_, q) in self._askers.items()}
             self._drop(n_guide)
         return recalls
 
@@ -217,6 +233,7 @@ class ReferenceEngine:
             raise EvictionError(f"cells up to position {self.pos_exact} have been evicted: read the text again")
         with torch.inference_mode():
             if inside:
+                self._askers.clear()
                 for il in self._full:
                     self._restore_layer(il, position)
             self._drop(self.n_tokens - position)
@@ -296,6 +313,12 @@ class ReferenceEngine:
             sinks=self.model.layers[il].sinks,
         )[1]  # fmt: skip
         cache.swap(pos, *archive.rows(pos), n_own)
+        self._askers[il] = self.pos_exact, q[:, -1]
+
+    def _asks_anew(self, il: int, q: torch.Tensor, below: float) -> bool:
+        """Whether a layer recalls for the queries q [heads, n, d]."""
+        pos_exact, before = self._askers.get(il, (0, q[:, -1]))
+        return below == 0 or pos_exact != self.pos_exact or likeness(q[:, -1], before) < float(np.float32(below))
 
     def _restore_layer(self, il: int, position: int) -> None:
         """The cells of a layer after a cut before the last eviction; all their rows come from the archive."""

@@ -85,6 +85,17 @@ def outlying_rows(q: Tensor, n_rows: int) -> Tensor:
     return torch.sort(order[:, : min(n_rows, n)], dim=-1).values
 
 
+def likeness(a: Tensor, b: Tensor) -> float:
+    """The mean over the heads of the cosine of two queries of a layer [H, d]; that of a query of zeros is 0. Float64.
+
+    How far an answer has moved from what it asked when its cells were chosen (FreeKV, 2505.13109; LouisKV, 2510.11292).
+    """
+    a, b = a.double(), b.double()
+    length = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+    product = (a * b).sum(dim=-1)
+    return float(torch.where(length > 0, product / length, torch.zeros_like(product)).mean())
+
+
 def weights(
     q: Tensor, q_pos: Tensor, k: Tensor, k_own: Tensor, *, attn_scale: float, softcap: float, sinks: Tensor | None
 ) -> Tensor:

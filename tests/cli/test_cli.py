@@ -99,6 +99,14 @@ def test_options_reach_the_engine() -> None:
     assert request["messages"][0] == {"role": "system", "content": "S"}
 
 
+def test_how_answers_recall_reaches_the_engine() -> None:
+    recalling = "--recall-every 4 --recall-below 0.8".split()
+    assert _chat("--ask", "hi", "--archive", "ram", *recalling).exit_code == 0
+    assert FakeEngine.instances[0].evict == EvictConfig(archive="ram", recall_every=4, recall_below=0.8)
+    refused = _chat("--ask", "hi", *recalling)
+    assert refused.exit_code == 1 and "recall_every recalls from an archive" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

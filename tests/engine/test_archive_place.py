@@ -220,8 +220,8 @@ def test_a_failed_recall_takes_its_chunk_back(
     recalling.eval(tokens[:480])
     set_reading = LIBRARY.restkv_set_reading
 
-    def failing(ctx: Any, on: bool) -> int:
-        set_reading(ctx, on)
+    def failing(ctx: Any, on: bool, below: float) -> int:
+        set_reading(ctx, on, below)
         return 0 if on else 8
 
     with monkeypatch.context() as patch:

@@ -92,7 +92,8 @@ class Listens:
             raise EvictionError("no")
 
     def report(self) -> Any:
-        return SimpleNamespace(archive=SimpleNamespace(read_bytes=len(self.done)), recall_seconds=0.25, copied_cells=4)
+        return SimpleNamespace(archive=SimpleNamespace(read_bytes=len(self.done)), recall_seconds=0.25, copied_cells=4,
+                               decode_seconds=float(self.done.count("answer")), answer_recalled=0)  # fmt: skip
 
     @property
     def scores(self) -> Any:
@@ -158,7 +159,8 @@ def test_what_each_row_does(name: str, text: list[str], asked: list[str], back: 
     engine.done.clear()
     list(talk.ask_all(FRESH))
     assert engine.done == back + question(1, 4) + back + question(2, 4)
-    assert ("recall" in kept[0]) == way.archive
+    assert ("recall" in kept[0]) == way.archive and "answered" not in kept[0]
+    assert kept[1]["seconds"]["answer"] == 2.0, "of its own tokens"
     if way.question == "two passes":
         assert kept[0]["recall"] == {"bytes": 7, "cells": 3} and kept[0]["seconds"]["recall"] == 0.5
     elif way.archive:
@@ -263,6 +265,28 @@ def test_every_row_measures_every_question(tiny: Path, tmp_path: Path) -> None: 
         assert "recall-two-pass" in shown and "read for it" in shown
 
 
+def test_answers_recall_where_they_are_told_to(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+    words = [*WORDS, "--model", tiny, "--raw", "--rows", "stream,recall,ceiling", "--modes", "kept"]
+    asked = {}
+    for every in (0, 1, 3):
+        out = tmp_path / str(every)
+        assert evaluate(*words, "--recall-every", every, "--out", out).exit_code == 0
+        asked[every] = lines(out / "turns.jsonl")
+    plain, each, some = asked.values()
+    for ours, theirs in zip(each, plain, strict=True):
+        name = theirs["setting"]["name"]
+        archived = name in ("recall", "ceiling")
+        assert ours["setting"]["name"] == (f"{name}, recall every 1" if archived else name)
+        assert ours["setting"]["evict"]["recall_every"] == int(archived)
+        n = ours["reference_tokens"] - 1
+        assert ours.get("answered") == ({"tokens": n, "recalled": n, "layers": 2.0} if archived else None)
+        assert "answered" not in theirs and (archived or ours == theirs)
+    assert [r["scores"] for r in each] != [r["scores"] for r in plain] != [r["scores"] for r in some]
+    for record in some:
+        if "answered" in record:
+            assert record["answered"]["recalled"] in (record["answered"]["tokens"] // 3 + more for more in (0, 1))
+
+
 def test_with_cells_for_all_every_row_is_the_full_cache(tiny: Path, tmp_path: Path) -> None:  # noqa: F811
     words = [word if word != "64" else "2048" for word in WORDS]
     rows = [name for name in DEFAULT if name != "ceiling"]
@@ -315,6 +339,7 @@ def test_chats_are_the_default_and_base_models_are_told(tiny: Path, chatty: Path
         (["--prefill", "stream"], "No such option"),
         (["--budgets", "3"], "budget must be"),
         (["--budgets", "512MB"], "a ceiling has cells for the whole text"),
+        (["--recall-every", "-1"], "--recall-every"),
         (["--methods", "h2o", "--rows", "recall"], "'h2o'"),
     ],
 )

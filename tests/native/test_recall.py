@@ -30,12 +30,12 @@ def llama(folder: Path) -> Path:
 class Both:
     """The library and the reference, side by side; after every step they hold the same."""
 
-    def __init__(self, path: Path, *, archive: str | Path = "ram", kv: str = "f16", archive_type: str = "auto",
-                 device: str = "CPU", n_threads: int = 1) -> None:  # fmt: skip
+    def __init__(self, path: Path, config: EvictConfig = CONFIG, *, archive: str | Path = "ram", kv: str = "f16",
+                 archive_type: str = "auto", device: str = "CPU", n_threads: int = 1) -> None:  # fmt: skip
         number = -1 if archive_type == "auto" else GGML_TYPES[archive_type]
-        self.reference = ReferenceEngine(path, BUDGET, CAPACITY, CONFIG, type_k=kv, type_v=kv, archive=True,
+        self.reference = ReferenceEngine(path, BUDGET, CAPACITY, config, type_k=kv, type_v=kv, archive=True,
                                          archive_type=archive_type)  # fmt: skip
-        self.native = Evicting(path, BUDGET, CAPACITY, CONFIG, type_k=kv, type_v=kv, archive=archive, n_ctx=1024,
+        self.native = Evicting(path, BUDGET, CAPACITY, config, type_k=kv, type_v=kv, archive=archive, n_ctx=1024,
                                archive_types=(number, number), device=device, n_threads=n_threads)  # fmt: skip
 
     def __enter__(self) -> Both:

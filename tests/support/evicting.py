@@ -53,25 +53,33 @@ class Evicting(Stock):
         native.check(self._lib.restkv_get_archive(self._ctx, ctypes.byref(stats)))
         return stats
 
-    def read(self, tokens: Sequence[int], *, check: bool = True) -> np.ndarray:
-        """Decode a chunk that recalls for itself, after an eviction where it does not fit; its logits."""
-        native.check(self._lib.restkv_set_reading(self._ctx, True))
+    def read(self, tokens: Sequence[int], *, below: float = 0.0, check: bool = True) -> np.ndarray:
+        """Decode a chunk that recalls for itself, after an eviction where it does not fit; its logits. below: a bound
+        on the likeness of queries."""
+        native.check(self._lib.restkv_set_reading(self._ctx, True, below))
         try:
             if len(tokens) > self.stats.n_free:
                 self.evict()
             return self.decode(tokens)
         finally:
-            status = self._lib.restkv_set_reading(self._ctx, False)
+            status = self._lib.restkv_set_reading(self._ctx, False, 0.0)
             if check:
                 native.check(status)
 
+    def answer(self, token: int, config: EvictConfig) -> np.ndarray:
+        """Decode a token as an answer of these settings does; its logits."""
+        whole = config.recall_every > 0 and (self._n + 1) % config.recall_every == 0
+        if not whole and config.recall_below == 0:
+            return self.decode([token])
+        return self.read([token], below=0.0 if whole else config.recall_below)
+
     def drop_tail(self) -> bool:
         """The eviction of a text that is read with recall."""
-        native.check(self._lib.restkv_set_reading(self._ctx, True))
+        native.check(self._lib.restkv_set_reading(self._ctx, True, 0.0))
         try:
             return self.evict()
         finally:
-            native.check(self._lib.restkv_set_reading(self._ctx, False))
+            native.check(self._lib.restkv_set_reading(self._ctx, False, 0.0))
 
     def recall(self, n_guide: int = 0) -> bool:
         """Choose the cells again; the last n_guide positions ask. False when everything was there."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ...config import EvictConfig
+from ...config import CELLS_MAX, EvictConfig
 from ...eval.grid import Grid
 from ...eval.turns.document import KINDS
 from ...eval.turns.prompts import MODES
@@ -59,6 +59,15 @@ the positions that hold the answer which are in the cells when it begins.
     help="Read the beginning of an answer token by token, as an answer is. Otherwise it belongs to the question and "
     "helps to recall.",
 )  # fmt: skip
+@click.option(
+    "--recall-every", type=click.IntRange(0, CELLS_MAX), default=EvictConfig.recall_every, show_default=True,
+    metavar="N", help="In rows with an archive every N-th token of an answer recalls for itself; 0: none.",
+)
+@click.option(
+    "--recall-below", type=click.FloatRange(0, 1, max_open=True), default=EvictConfig.recall_below, show_default=True,
+    metavar="X", help="In rows with an archive a layer recalls in an answer when its query is less like the last one "
+    "that did: when their cosine is below X; 0: never.",
+)  # fmt: skip
 @grid_options(
     contexts=(2048,), prefills=(), samples=_DOCUMENTS, cell="kind and length (documents)",
     methods=(EvictConfig().method,),
@@ -72,13 +81,16 @@ def turns(
     questions: int,
     raw: bool,
     stem_apart: bool,
+    recall_every: int,
+    recall_below: float,
     grid: Grid,
     out: Path,
     **rest: Any,
 ) -> None:
     from ...eval.turns.run import Plan, batches, check, run
 
-    plan = Plan(kinds, ways, modes, questions, grid.samples or _DOCUMENTS, raw, stem_apart)
+    answering = {"recall_every": recall_every, "recall_below": recall_below}
+    plan = Plan(kinds, ways, modes, questions, grid.samples or _DOCUMENTS, raw, stem_apart, answering)
     check(plan, grid)
 
     def make_batches(make: Callable[..., Any]) -> Any:

@@ -105,10 +105,13 @@ class Talk:
         seconds = time.perf_counter() - start
         heads = found_share(engine, self.layers, turn.targets)
         answer = turn.answer.tolist()
+        before = engine.report().decode_seconds
         tokens = forced(engine, answer)
+        report = engine.report()
         self._held = prompt + answer[:-1]
         right = [all(token.likeliest for token in tokens[first:last]) for first, last in turn.parts]
-        timed = {"text": round(self.seconds, 3), "question": round(seconds, 4)}
+        answering = report.decode_seconds - before
+        timed = {"text": round(self.seconds, 3), "question": round(seconds, 4), "answer": round(answering, 4)}
         record: Record = {
             "scores": {
                 "score": sum(right) / len(right),
@@ -122,6 +125,12 @@ class Talk:
         if recalled is not None:
             timed["recall"] = round(recalled.seconds, 4)
             record["recall"] = {"bytes": recalled.bytes, "cells": recalled.cells}
+        if report.answer_recalled:
+            record["answered"] = {
+                "tokens": len(answer) - 1,
+                "recalled": report.answer_recalled,
+                "layers": round(report.answer_recall_layers, 2),
+            }
         return record | {"seconds": timed}
 
     def _read(self, tokens: list[int]) -> Recalled | None:

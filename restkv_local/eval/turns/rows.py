@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,12 +52,17 @@ class Row:
     setting: Setting
 
 
-def rows(grid: Grid, names: Sequence[str], seed: int, n_ctx: int) -> list[Row]:
+def rows(
+    grid: Grid, names: Sequence[str], seed: int, n_ctx: int, answering: Mapping[str, Any] | None = None
+) -> list[Row]:
     """The full cache, which is the yardstick, then every way, method and budget. n_ctx: positions that are needed: the
-    rows of a ceiling are read with cells for all of them. Raises ConfigError for what cannot be."""
+    rows of a ceiling are read with cells for all of them. answering: settings of rows with an archive, how answers
+    recall; those that are not the defaults stand in the row's name. Raises ConfigError for what cannot be."""
     (full,) = [setting for setting in grid.settings(seed) if setting.full]
     found = [Row(WAYS[FULL], full)]
-    default = EvictConfig().method
+    default = EvictConfig()
+    recalling = {name: value for name, value in (answering or {}).items() if value != getattr(default, name)}
+    said = "".join(f", {name.replace('_', ' ')} {value}" for name, value in recalling.items())
     for name in names:
         way = WAYS[name]
         if way.text == FULL:
@@ -66,12 +71,13 @@ def rows(grid: Grid, names: Sequence[str], seed: int, n_ctx: int) -> list[Row]:
             for budget in grid.budgets:
                 changes: dict[str, Any] = {"prefill": _prefill(way)}
                 if way.archive:
-                    changes["archive"] = "ram"
+                    changes |= {"archive": "ram", **recalling}
                 evict = EvictConfig().with_(
                     seed=seed, unverified=grid.unverified, method=variant.method, budget=budget,
                     reserve=_reserve(way, grid, budget, n_ctx), **variant.changes, **changes,
                 )  # fmt: skip
-                title = name if variant.name == default else f"{name}, {variant.name}"
+                title = name if variant.name == default.method else f"{name}, {variant.name}"
+                title += said if way.archive else ""
                 found.append(Row(way, Setting(title, evict, grid.kv_type)))
     return found
 

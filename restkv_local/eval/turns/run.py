@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...bench.origin import device, versions
@@ -27,7 +27,7 @@ _SMALL = 256
 @dataclass(frozen=True)
 class Plan:
     """What is asked. ways: rows by name. documents: of each kind, per context and seed. raw: plain text, also where the
-    model has a chat format. stem_apart: see Talk."""
+    model has a chat format. stem_apart: see Talk. answering: see `rows`."""
 
     kinds: tuple[str, ...]
     ways: tuple[str, ...]
@@ -36,6 +36,7 @@ class Plan:
     documents: int
     raw: bool = False
     stem_apart: bool = False
+    answering: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class Batch:
 def check(plan: Plan, grid: Grid) -> None:
     """Refuse settings that cannot be, before anything is loaded. Raises ConfigError."""
     for seed in grid.seeds:
-        rows(grid, plan.ways, seed, max(grid.contexts))
+        rows(grid, plan.ways, seed, max(grid.contexts), plan.answering)
 
 
 def batches(plan: Plan, grid: Grid, make: Make) -> list[Batch]:
@@ -106,7 +107,7 @@ def run(
 
     Raises what the engine raises; the records so far are in the file.
     """
-    every = [(batch, row) for batch in found for row in rows(grid, plan.ways, batch.seed, batch.n_ctx)]
+    every = [(batch, row) for batch in found for row in _rows(plan, grid, batch)]
     progress.total(sum(_n_turns(one) for batch, _ in every for one in batch.scripts))
     model: Record | None = None
     for batch, row in every:
@@ -117,6 +118,10 @@ def run(
         progress.step(row.setting.title, skipped)
         if todo:
             _run_row(plan, grid, batch, row, todo, make, results, progress, model)
+
+
+def _rows(plan: Plan, grid: Grid, batch: Batch) -> list[Row]:
+    return rows(grid, plan.ways, batch.seed, batch.n_ctx, plan.answering)
 
 
 def _run_row(
