@@ -182,6 +182,15 @@ static void check_and_lock(int fd, const std::string & path, int lock) {
     }
 }
 
+// Every read asks for all that it needs; what the system reads beyond that only takes memory, which may be short.
+static void read_no_further(int fd) {
+#    ifdef __APPLE__
+    (void) fcntl(fd, F_RDAHEAD, 0);
+#    else
+    (void) posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+#    endif
+}
+
 static int open_file(const std::string & path, int flags) {
     int fd;
     do {
@@ -202,6 +211,7 @@ restkv_file restkv_file::open(const std::string & path) {
     restkv_file file(fd, path, made);
     try {
         check_and_lock(fd, path, LOCK_EX);
+        read_no_further(fd);
     } catch (...) {
         if (made) {
             file.remove();

@@ -115,8 +115,8 @@ class Report:
     decode), decode_seconds, completion_tokens, recalled (how often cells were chosen again: once per chunk that was
     read, per question, and per token of the answer that recalled), recalled_cells (chosen then, added up, per layer and
     KV head), copied_cells (of them, those that came from the archive), recall_seconds (inside prefill and decode). Of
-    that, while the answer was written, up to now: answer_recalled (tokens), answer_recall_layers (in which these did, on
-    average), answer_recall_seconds.
+    that, while the answer was written, up to now: answer_recalled (tokens), answer_recall_layers (in which these did,
+    on average), answer_recall_seconds.
 
     sources (passages that the answer looked at most, by weight; see Engine.sources), sources_tokens (of the answer,
     whose queries told), sources_reason (why there are none, or None).
