@@ -18,7 +18,7 @@ from restkv_local.errors import ConfigError
 from restkv_local.eval.turns.document import Document, make
 from restkv_local.models.files import embedded_path
 
-CELLS = EvictConfig(budget=128, reserve=128, window=16, archive="ram")
+CELLS = EvictConfig(budget=96, reserve=96, window=16, archive="ram")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def smol(smollm2: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def document(smol: Engine) -> Document:
-    return make("facts", lambda text: len(smol.tokenize(text.encode(), add_bos=False)), 640, 2, 0, 0)
+    return make("facts", lambda text: len(smol.tokenize(text.encode(), add_bos=False)), 400, 2, 0, 0)
 
 
 def ask(engine: Engine, text: str, question: str, answer: str) -> None:
