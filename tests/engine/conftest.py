@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from awaiting import ARCHIVED, CHAT, CONTEXT, GREEDY, OTHER, text_of
 from engines import SMALL, TEMPLATE, TEXT, load
 from models import write_random
 
@@ -81,3 +82,20 @@ def recalling(archiving: Engine) -> Iterator[Engine]:
     yield archiving
     archiving.on_progress = archiving.on_notice = archiving.on_evict = None
     archiving.guide = None
+
+
+@pytest.fixture(scope="module")
+def chatty(folder: Path) -> Path:
+    """A model with a template."""
+    return write_random(folder / "chatty.gguf", "llama", template=TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def answers(chatty: Path) -> tuple[str, str]:
+    """What an engine that was never stopped says to CHAT and to OTHER, each on an empty cache."""
+    with load(chatty, n_ctx=CONTEXT, evict=ARCHIVED) as engine:
+        found = []
+        for messages in (CHAT, OTHER):
+            engine.reset()
+            found.append(text_of(engine.create_chat_completion(messages, **GREEDY)))
+        return found[0], found[1]

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines import TEMPLATE, TEXT, TINY, load
-from models import write_random
+from engines import TEXT, TINY, load
 from restkv_local.config import QUESTION_SHOWN
 from restkv_local.errors import ConfigError, LibraryError
 
@@ -20,11 +19,6 @@ except LibraryError as error:
 
 EVICT = TINY.with_(budget=64, reserve=192)
 QUESTION, OTHER = "Who keeps the weather?", "What do the ships bring from the mountains?"
-
-
-@pytest.fixture(scope="module")
-def chatty(folder: Path) -> Path:
-    return write_random(folder / "chatty.gguf", "llama", template=TEMPLATE)
 
 
 @pytest.fixture(scope="module")
