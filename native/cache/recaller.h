@@ -11,6 +11,7 @@
 #include "api/status.h"
 #include "archive/store.h"
 #include "cache/core.h"
+#include "cache/recall_devices.h"
 #include "stages/recall.h"
 
 #include <memory>
@@ -36,6 +37,9 @@ public:
     void forget_all() noexcept;
 
     restkv_archive_stats stats() const;
+
+    // What attends on devices.
+    const restkv_recall_devices & on_devices() const { return devices; }
 
     // ---- recall ---------------------------------------------------------------------------------
 
@@ -98,6 +102,7 @@ private:
 
     restkv_core &                   core;
     std::unique_ptr<restkv_archive> archive;
+    restkv_recall_devices           devices;
     std::vector<node>               nodes;  // [layers]
     restkv_team                     team;   // of the threads that compute llama.cpp's graphs
 

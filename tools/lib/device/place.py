@@ -15,7 +15,12 @@ from ..setup.source import ROOT
 Words = list[str | Path]
 
 PROBE = Path(__file__).with_name("probe.py")
-GRAPH_TESTS = ("tests/native/test_graph.py", "tests/native/test_graph_scores.py", "tests/native/test_recall.py")
+GRAPH_TESTS = (
+    "tests/native/test_graph.py",
+    "tests/native/test_graph_scores.py",
+    "tests/native/test_recall.py",
+    "tests/native/test_recall_graphs.py",
+)
 RPC_TESTS = "tests/native/test_rpc.py"
 PLAN_TESTS = "tests/engine/test_device_plan.py"
 
