@@ -26,6 +26,7 @@ restkv_recaller::restkv_recaller(restkv_core & core) : core(core) {
         const restkv_layer & layer = core.layers[l];
         work.reserve(params(), layer.n_head, layer.n_head_kv, layer.d_k, p.n_ctx, core.reserve(), !devices.of(l));
     }
+    init_shared();
     done.place  = p.place;
     done.type_k = rows[0].type_k;
     done.type_v = rows[0].type_v;

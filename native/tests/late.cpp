@@ -179,23 +179,31 @@ const ggml_backend_buffer_i BUFFER = {
     /* .reset         = */ nullptr,
 };
 
-ggml_backend_buffer_type_t memory_type() {
-    static ggml_backend_buffer_type type = {
-        {
-         /* .get_name       = */ [](ggml_backend_buffer_type_t) { return "LATE0"; },
-         /* .alloc_buffer   = */
-            [](ggml_backend_buffer_type_t self, size_t size) {
-                void * data = ggml_aligned_malloc(std::max(size, ALIGN));
-                return data ? ggml_backend_buffer_init(self, BUFFER, data, size) : nullptr;
-            }, /* .get_alignment  = */ [](ggml_backend_buffer_type_t) { return ALIGN; },
-         /* .get_max_size   = */ nullptr,
-         /* .get_alloc_size = */ nullptr,
-         /* .is_host        = */ nullptr,
-         },
-        &the_device(),
-        nullptr,
+// Its own memory, and memory of the host that it reads.
+ggml_backend_buffer_type_t memory_type(bool host) {
+    static const ggml_backend_buffer_type_i OWN = {
+        /* .get_name       = */ [](ggml_backend_buffer_type_t) { return "LATE0"; },
+        /* .alloc_buffer   = */
+        [](ggml_backend_buffer_type_t self, size_t size) {
+            void * data = ggml_aligned_malloc(std::max(size, ALIGN));
+            return data ? ggml_backend_buffer_init(self, BUFFER, data, size) : nullptr;
+        },
+        /* .get_alignment  = */ [](ggml_backend_buffer_type_t) { return ALIGN; },
+        /* .get_max_size   = */ nullptr,
+        /* .get_alloc_size = */ nullptr,
+        /* .is_host        = */ nullptr,
     };
-    return &type;
+    static const ggml_backend_buffer_type_i HOST = [] {
+        ggml_backend_buffer_type_i type = OWN;
+        type.get_name                   = [](ggml_backend_buffer_type_t) { return "LATE0_Host"; };
+        type.is_host                    = [](ggml_backend_buffer_type_t) { return true; };
+        return type;
+    }();
+    static ggml_backend_buffer_type types[2] = {
+        { OWN,  &the_device(), nullptr },
+        { HOST, &the_device(), nullptr },
+    };
+    return &types[host ? 1 : 0];
 }
 
 // ---- the device --------------------------------------------------------------------------------
@@ -211,12 +219,13 @@ const ggml_backend_device_i DEVICE = {
     /* .get_type             = */ [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; },
     /* .get_props            = */
     [](ggml_backend_dev_t device, ggml_backend_dev_props * props) {
-        *props             = {};
-        props->name        = ggml_backend_dev_name(device);
-        props->description = ggml_backend_dev_description(device);
-        props->type        = GGML_BACKEND_DEVICE_TYPE_GPU;
-        props->caps.async  = true;
-        props->caps.events = true;
+        *props                  = {};
+        props->name             = ggml_backend_dev_name(device);
+        props->description      = ggml_backend_dev_description(device);
+        props->type             = GGML_BACKEND_DEVICE_TYPE_GPU;
+        props->caps.async       = true;
+        props->caps.events      = true;
+        props->caps.host_buffer = true;
         give_memory(device, &props->memory_free, &props->memory_total);
     },
     /* .init_backend         = */
@@ -224,15 +233,15 @@ const ggml_backend_device_i DEVICE = {
         static ggml_guid guid = { 'l', 'a', 't', 'e' };
         return new ggml_backend{ &guid, BACKEND, device, new queue };
     },
-    /* .get_buffer_type      = */ [](ggml_backend_dev_t) { return memory_type(); },
-    /* .get_host_buffer_type = */ nullptr,
+    /* .get_buffer_type      = */ [](ggml_backend_dev_t) { return memory_type(false); },
+    /* .get_host_buffer_type = */ [](ggml_backend_dev_t) { return memory_type(true); },
     /* .buffer_from_host_ptr = */ nullptr,
     /* .supports_op          = */
     [](ggml_backend_dev_t, const ggml_tensor * op) {
         return ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), op);
     },
     /* .supports_buft        = */
-    [](ggml_backend_dev_t, ggml_backend_buffer_type_t type) { return type == memory_type(); },
+    [](ggml_backend_dev_t, ggml_backend_buffer_type_t type) { return type == memory_type(false); },
     /* .offload_op           = */ nullptr,
     /* .event_new            = */
     [](ggml_backend_dev_t device) { return new ggml_backend_event{ device, new event }; },

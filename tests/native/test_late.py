@@ -29,4 +29,3 @@ def test_what_a_queue_does_late(build_cache: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
     ran = re.search(r"(\d+) passed", done.stdout)
     assert ran and int(ran[1]) > 15, done.stdout
-

@@ -24,6 +24,9 @@ from restkv_local.config import EvictConfig, Stages
 from restkv_local.errors import ConfigError, ModelError
 from restkv_local.reference.recall import RecallSettings
 
+# Each with another attention: plain, norms of queries and keys, soft-cap, sliding window, sinks.
+FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "gpt-oss")
+
 pytestmark = pytest.mark.usefixtures("library")
 
 
@@ -96,13 +99,14 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 @each_device
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family: str, device: str, folder: Path) -> None:
     """Token by token the reference, while a text is read and for a question."""
     if family == "gpt-oss":
         devices.skip_gpt_oss(device)
     path = models.write_random(folder / f"graphs-{family}.gguf", family, seed=3)
     with Both(path, device=device, stages="graph", n_threads=2) as both:
+        taken = both.native.stats.bytes_graph
         both.read(prompt(320, 450))
         both.decode(prompt(320, 20, seed=9))
         both.recall(20)
@@ -111,6 +115,7 @@ def test_every_family(family: str, device: str, folder: Path) -> None:
         both.answer(12, 4)
         found = both.native.archive
         assert (found.n_layer_graph, found.devices.decode(), found.reason) == (found.n_layer, device, b"")
+        assert both.native.stats.bytes_graph == taken  # all of it when the context was made
 
 
 @each_device
