@@ -247,6 +247,10 @@ typedef struct restkv_archive_stats {
     uint64_t n_copied;   // of them, those that came from the archive
     uint64_t us_score;   // wall time of all layers
     uint64_t us_copy;
+    uint32_t n_layer;
+    uint32_t n_layer_graph;              // of them, those that attend as graphs on the backend that holds their cells
+    char     devices[RESTKV_NAME_MAX];   // that run these graphs, as ggml names them
+    char     reason[RESTKV_REASON_MAX];  // why not all layers that should attend there do; "" when they do
 } restkv_archive_stats;
 
 // RESTKV_NOTHING: this cache has no archive.
@@ -388,6 +392,11 @@ typedef struct restkv_layer_shape {
 // (bytes_graph), on the device and on the host; allocates nothing. Both 0 where such layers have no graph.
 RESTKV_API restkv_status restkv_plan_graph(const restkv_params * params, const restkv_layer_shape * shape,
                                            const char * device, uint64_t * bytes_device, uint64_t * bytes_host);
+
+// The same of the graphs that recall from an archive like this, in layers of this shape; its place and path do not matter.
+RESTKV_API restkv_status restkv_plan_recall(const restkv_params * params, const restkv_archive_params * archive,
+                                            const restkv_layer_shape * shape, const char * device,
+                                            uint64_t * bytes_device, uint64_t * bytes_host);
 
 // Move rows of K and V on a device, as an eviction does: of every KV head, cell kept[i] goes to i. k and v: the rows of
 // a cache, [n_cells][n_head_kv][one head's row of n_embd_head values in the ggml type], moved in place. kept:

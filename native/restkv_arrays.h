@@ -62,7 +62,12 @@ typedef struct restkv_recall_args {
 // scores: [n_head_kv, N] after the average over `kernel` positions. chosen: [n_head_kv, min(budget, N)], ascending.
 RESTKV_API restkv_status restkv_recall_score(const restkv_recall_args * args, float * scores, int32_t * chosen);
 
-// The same by graphs of ggml. device: as ggml names it ("CPU", "CUDA0"). tile_floats: largest intermediate tensor; 0: the
+// The same by graphs of ggml, on the device of this name. tile_floats: logits that are held at a time, but for those of one
+// KV head; 0: the default. RESTKV_UNSUPPORTED when the device lacks an op.
+RESTKV_API restkv_status restkv_recall_score_on(const restkv_recall_args * args, const char * device,
+                                                uint64_t tile_floats, float * scores, int32_t * chosen);
+
+// restkv_score() by graphs of ggml. device: as ggml names it ("CPU", "CUDA0"). tile_floats: largest intermediate tensor; 0: the
 // default. RESTKV_UNSUPPORTED when these settings have no graph or the device lacks an op.
 RESTKV_API restkv_status restkv_score_on(const restkv_score_args * args, const char * device, uint64_t tile_floats,
                                          restkv_score_out * out);

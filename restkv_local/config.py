@@ -160,7 +160,7 @@ class EvictConfig:
     span: layers in which method "lacache" keeps a cell per pass; None: half of them.
     overlap: layers that neighbouring rungs of method "lacache" share.
     seed: of method "random".
-    stages: where evictions run (docs/architecture.md); "auto" goes where the cache lives.
+    stages: where evictions run, and recalls attend (docs/architecture.md); "auto" goes where the cache lives.
     archive: where the rows that are evicted are kept, so that cells can be recalled: nowhere, in memory ("ram"), or in
         a file, in the temporary folder ("file") or at a path; it goes when the engine is closed.
     archive_type: how it keeps them; "auto": as the cache does, bit for bit. "q4_0" needs a quantized cache.

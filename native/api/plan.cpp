@@ -1,8 +1,9 @@
-// restkv_plan_graph: what the graphs of a device will take, before a model is loaded there.
+// restkv_plan_graph and restkv_plan_recall: what the graphs of a device will take, before a model is loaded there.
 
 #include "api/params.h"
 #include "api/score_run.h"
 #include "graph/graph.h"
+#include "graph/recall.h"
 #include "graph/trust.h"
 #include "methods/methods.h"
 
@@ -39,6 +40,12 @@ static restkv_graph_layer outline(ggml_context * ctx, ggml_backend_buffer_t none
     return layer;
 }
 
+static bool is_layer(const restkv_params & params, const restkv_layer_shape & shape) {
+    return shape.n_kept >= params.budget && shape.n_cells >= shape.n_kept && shape.n_head_kv > 0 && shape.n_head > 0 &&
+           shape.n_head % shape.n_head_kv == 0 && restkv_is_kv_type(shape.type_k, shape.n_embd_head_k) &&
+           restkv_is_kv_type(shape.type_v, shape.n_embd_head_v);
+}
+
 restkv_status restkv_plan_graph(const restkv_params * params, const restkv_layer_shape * shape, const char * device,
                                 uint64_t * bytes_device, uint64_t * bytes_host) {
     return restkv_call(RESTKV_NO_MEMORY, [&] {
@@ -48,10 +55,7 @@ restkv_status restkv_plan_graph(const restkv_params * params, const restkv_layer
         if (const restkv_status status = restkv_check_params(*params)) {
             return status;
         }
-        if (shape->n_kept < params->budget || shape->n_cells < shape->n_kept || shape->n_head_kv == 0 ||
-            shape->n_head % shape->n_head_kv != 0 || shape->n_head == 0 ||
-            !restkv_is_kv_type(shape->type_k, shape->n_embd_head_k) ||
-            !restkv_is_kv_type(shape->type_v, shape->n_embd_head_v)) {
+        if (!is_layer(*params, *shape)) {
             return restkv_fail(RESTKV_INVALID, "restkv_plan_graph: there is no such layer");
         }
         const ggml_backend_dev_t found = restkv_find_device(device);
@@ -67,6 +71,41 @@ restkv_status restkv_plan_graph(const restkv_params * params, const restkv_layer
         const restkv_graph::needs     needs =
             restkv_graph::measure(found, *params, restkv_graph::sizes_of(*params, shape->n_cells, shape->n_kept),
                                   outline(ctx.get(), none.get(), *params, *shape));
+        *bytes_device = needs.device;
+        *bytes_host   = needs.host;
+        return RESTKV_OK;
+    });
+}
+
+restkv_status restkv_plan_recall(const restkv_params * params, const restkv_archive_params * archive,
+                                 const restkv_layer_shape * shape, const char * device, uint64_t * bytes_device,
+                                 uint64_t * bytes_host) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] {
+        if (!params || !archive || !shape || !device || !bytes_device || !bytes_host) {
+            return restkv_fail(RESTKV_INVALID, "restkv_plan_recall: no arguments");
+        }
+        if (const restkv_status status = restkv_check_params(*params)) {
+            return status;
+        }
+        const int32_t type = archive->type_k < 0 ? shape->type_k : archive->type_k;
+        if (!is_layer(*params, *shape) || !restkv_is_kv_type(type, shape->n_embd_head_k) || archive->n_ctx == 0 ||
+            archive->n_rows == 0) {
+            return restkv_fail(RESTKV_INVALID, "restkv_plan_recall: there is no such layer or archive");
+        }
+        const ggml_backend_dev_t found = restkv_find_device(device);
+        if (!found) {
+            return RESTKV_INVALID;
+        }
+        *bytes_device = *bytes_host = 0;
+        if (!restkv_distrusted(device).empty()) {
+            return RESTKV_OK;
+        }
+        const ggml_context_ptr           ctx(ggml_init({ 5 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
+        const ggml_backend_buffer_ptr    none(ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(found), 0));
+        const restkv_recall_graph::sizes most  = { archive->n_ctx, params->capacity - params->budget, archive->n_rows,
+                                                   0 };
+        const restkv_recall_graph::needs needs = restkv_recall_graph::measure(
+            found, (ggml_type) type, most, outline(ctx.get(), none.get(), *params, *shape));
         *bytes_device = needs.device;
         *bytes_host   = needs.host;
         return RESTKV_OK;

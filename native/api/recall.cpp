@@ -1,13 +1,11 @@
 // A recall of one layer on host arrays: parity tests and research.
 
-#include "stages/recall.h"
-#include "api/status.h"
-#include "restkv.h"
+#include "api/recall.h"
 
 #include <algorithm>
 #include <cmath>
 
-static restkv_status check(const restkv_recall_args & a) {
+restkv_status restkv_check_recall(const restkv_recall_args & a) {
     if (!a.q || !a.row_pos || !a.k || (a.n_own > 0 && !a.k_own)) {
         return restkv_fail(RESTKV_INVALID, "restkv_recall_score: an array is missing");
     }
@@ -31,42 +29,51 @@ static restkv_status check(const restkv_recall_args & a) {
     return RESTKV_OK;
 }
 
+restkv_recall_view restkv_recall_view_of(const restkv_recall_args & a) {
+    const size_t row = ggml_row_size((ggml_type) a.type_k, a.n_embd_head) * a.n_head_kv;
+
+    restkv_recall_view view;
+    view.n_head     = a.n_head;
+    view.n_head_kv  = a.n_head_kv;
+    view.d_k        = a.n_embd_head;
+    view.scale      = a.attn_scale != 0.0f ? a.attn_scale : 1.0f / std::sqrt((float) a.n_embd_head);
+    view.softcap    = a.softcap;
+    view.attn_sinks = a.attn_sinks;
+    view.q          = (const uint8_t *) a.q;
+    view.q_row      = a.n_embd_head * sizeof(float);
+    view.q_head     = a.n_queries * view.q_row;
+    view.n_queries  = a.n_queries;
+    view.row_pos.assign(a.row_pos, a.row_pos + a.n_queries);
+    view.n    = a.n_archive;
+    view.type = view.own_type = (ggml_type) a.type_k;
+    view.keys                 = [&a, row](uint32_t from, uint32_t, std::vector<uint8_t> &) {
+        return (const uint8_t *) a.k + from * row;
+    };
+    view.own     = (const uint8_t *) a.k_own;
+    view.own_row = row;
+    view.n_own   = a.n_own;
+    return view;
+}
+
+void restkv_recall_arrays(const restkv_recall_args & a, const restkv_recall_view & view, restkv_recall_attends * device,
+                          float * scores, int32_t * chosen) {
+    restkv_recall_work work;
+    restkv_run_team(std::max(1u, a.n_threads), [&](restkv_member & member) {
+        work.run(view, { a.n_rows, a.kernel, a.sinks, a.window, a.budget }, member, device);
+    });
+    std::copy(work.scores.begin(), work.scores.end(), scores);
+    std::copy(work.chosen.begin(), work.chosen.end(), chosen);
+}
+
 restkv_status restkv_recall_score(const restkv_recall_args * args, float * scores, int32_t * chosen) {
     return restkv_call(RESTKV_NO_MEMORY, [&] {
         if (!args || !scores || !chosen) {
             return restkv_fail(RESTKV_INVALID, "restkv_recall_score: no arguments");
         }
-        const restkv_recall_args & a = *args;
-        if (const restkv_status status = check(a)) {
+        if (const restkv_status status = restkv_check_recall(*args)) {
             return status;
         }
-        const size_t row = ggml_row_size((ggml_type) a.type_k, a.n_embd_head) * a.n_head_kv;
-
-        restkv_recall_view view;
-        view.n_head     = a.n_head;
-        view.n_head_kv  = a.n_head_kv;
-        view.d_k        = a.n_embd_head;
-        view.scale      = a.attn_scale != 0.0f ? a.attn_scale : 1.0f / std::sqrt((float) a.n_embd_head);
-        view.softcap    = a.softcap;
-        view.attn_sinks = a.attn_sinks;
-        view.q          = (const uint8_t *) a.q;
-        view.q_row      = a.n_embd_head * sizeof(float);
-        view.q_head     = a.n_queries * view.q_row;
-        view.n_queries  = a.n_queries;
-        view.row_pos.assign(a.row_pos, a.row_pos + a.n_queries);
-        view.n    = a.n_archive;
-        view.type = view.own_type = (ggml_type) a.type_k;
-        view.keys = [&](uint32_t from, uint32_t, std::vector<uint8_t> &) { return (const uint8_t *) a.k + from * row; };
-        view.own  = (const uint8_t *) a.k_own;
-        view.own_row = row;
-        view.n_own   = a.n_own;
-
-        restkv_recall_work work;
-        restkv_run_team(std::max(1u, a.n_threads), [&](restkv_member & member) {
-            work.run(view, { a.n_rows, a.kernel, a.sinks, a.window, a.budget }, member);
-        });
-        std::copy(work.scores.begin(), work.scores.end(), scores);
-        std::copy(work.chosen.begin(), work.chosen.end(), chosen);
+        restkv_recall_arrays(*args, restkv_recall_view_of(*args), nullptr, scores, chosen);
         return RESTKV_OK;
     });
 }

@@ -13,6 +13,18 @@ static bool can_abort(ggml_backend_dev_t device) {
     return ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_abort_callback") != nullptr;
 }
 
+ggml_backend_dev_t restkv_find_runner(ggml_backend_buffer_type_t buft, std::string & reason) {
+    const ggml_backend_dev_t device = ggml_backend_buft_is_host(buft) ?
+                                          ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) :
+                                          ggml_backend_buft_get_device(buft);
+    if (!device || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META) {
+        reason = std::string(ggml_backend_buft_name(buft)) + " is spread over several devices";
+        return nullptr;
+    }
+    reason = restkv_distrusted(ggml_backend_dev_name(device));
+    return reason.empty() ? device : nullptr;
+}
+
 void restkv_devices::init(std::vector<restkv_layer> & layers, const restkv_params & params, uint32_t n_cells,
                           uint32_t n_kept) {
     // the layers that should run as graphs, by where they live
@@ -44,15 +56,10 @@ std::string restkv_devices::init_graph(std::vector<restkv_layer> & layers, const
     if (restkv_graph_kind_of(params) == RESTKV_GRAPH_NONE) {
         return std::string("method ") + params.method + " with these settings has no graph";
     }
-    const ggml_backend_dev_t device = ggml_backend_buft_is_host(buft) ?
-                                          ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) :
-                                          ggml_backend_buft_get_device(buft);
-    if (!device || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META) {
-        return std::string(ggml_backend_buft_name(buft)) + " is spread over several devices";
-    }
-    const std::string distrust = restkv_distrusted(ggml_backend_dev_name(device));
-    if (!distrust.empty()) {
-        return distrust;
+    std::string              reason;
+    const ggml_backend_dev_t device = restkv_find_runner(buft, reason);
+    if (!device) {
+        return reason;
     }
     std::vector<restkv_graph_layer> shapes;
     for (const uint32_t l : members) {
@@ -61,8 +68,7 @@ std::string restkv_devices::init_graph(std::vector<restkv_layer> & layers, const
     const restkv_graph::sizes most  = restkv_graph::sizes_of(params, n_cells, n_kept);
     auto                      graph = std::make_unique<restkv_graph>(device, buft, params, most, shapes);
 
-    std::string reason;
-    uint32_t    n = 0;
+    uint32_t n = 0;
     for (const uint32_t l : members) {
         restkv_layer & layer = layers[l];
         if (!layer.wo.empty()) {

@@ -10,6 +10,9 @@
 #include <string>
 #include <vector>
 
+// The device that runs graphs on memory of this type. Null, and `reason` says why none does.
+ggml_backend_dev_t restkv_find_runner(ggml_backend_buffer_type_t buft, std::string & reason);
+
 class restkv_devices {
 public:
     // Decide for every layer: sets its stages, graph and wo_device. n_cells: rows of the cache; n_kept: most that survive.

@@ -2,6 +2,7 @@
 
 #include "api/status.h"
 #include "cache/core.h"
+#include "cache/recaller.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -35,7 +36,7 @@ restkv_stats restkv_core::stats() const {
     s.n_cells       = (uint32_t) (sum / n_heads) + n_end() - seq.tail_begin();
     s.n_free        = n_cells() - n_end();
     s.bytes_scratch = bytes_scratch;
-    s.bytes_graph   = devices.bytes();
+    s.bytes_graph   = devices.bytes() + (recaller ? recaller->on_devices().bytes() : 0);
     snprintf(s.devices, sizeof(s.devices), "%s", devices.names().c_str());
     snprintf(s.reason, sizeof(s.reason), "%s", devices.reason().c_str());
     return s;
@@ -85,6 +86,13 @@ void restkv_core::add_memory(std::map<std::string, restkv_memory> & by_device) c
         restkv_memory & m = by_device[restkv_owner_of(graph->buffer_type())];
         m.bytes_wo += graph->factor_bytes();
         m.bytes_graph += graph->bytes() - graph->factor_bytes();
+        by_device["CPU"].bytes_graph += graph->host_bytes();
+    }
+    if (!recaller) {
+        return;
+    }
+    for (const auto & graph : recaller->on_devices().graphs()) {
+        by_device[restkv_owner_of(graph->buffer_type())].bytes_graph += graph->bytes();
         by_device["CPU"].bytes_graph += graph->host_bytes();
     }
 }

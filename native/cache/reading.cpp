@@ -1,6 +1,6 @@
 // A ubatch recalls for itself: an operation in llama.cpp's graph, after the layer's rows are stored and before it attends,
 // runs on the threads that compute the graph. It is an operation of the host, so on a device the queries are copied and
-// the device waits, once per layer.
+// the device waits, once per layer; it attends there all the same, through a backend of our own.
 
 #include "cache/fault.h"
 #include "cache/recaller.h"
@@ -98,7 +98,7 @@ void restkv_recaller::begin_ubatch(uint32_t l, const ggml_tensor * q) {
 void restkv_recaller::read_layer(uint32_t l, const ggml_tensor * q, restkv_member & member) noexcept {
     member.run_first([&] { begin_ubatch(l, q); });
     if (active) {
-        work.run(view, params(), member);
+        work.run(view, params(), member, devices.of(l));
         member.run_first([&] {
             done.us_score += ggml_time_us() - t_start;
             t_start = ggml_time_us();

@@ -36,7 +36,7 @@ std::string restkv_recaller::recall(const restkv_sequence::window & window, uint
                 view.n_queries = (uint32_t) window.pos.size();
                 view.row_pos   = window.pos;
             });
-            work.run(view, params(), member);
+            work.run(view, params(), member, devices.of(l));
             member.run_first([&] {
                 chosen[l] = work.chosen;
                 remember(l, (const uint8_t *) (asked.data() + asked.size() - (size_t) view.n_head * view.d_k),

@@ -3,6 +3,7 @@
 #include "cache/fault.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 static ggml_type type_or(int32_t wanted, ggml_type own) {
@@ -12,14 +13,21 @@ static ggml_type type_or(int32_t wanted, ggml_type own) {
 restkv_recaller::restkv_recaller(restkv_core & core) : core(core) {
     const restkv_archive_params &     p = core.settings.archive.params;
     std::vector<restkv_archive_layer> rows;
+    std::vector<ggml_type>            types;
     for (uint32_t l = 0; l < core.layers.size(); ++l) {
         const restkv_layer & layer = core.layers[l];
         rows.push_back({ layer.k->type, layer.v->type, type_or(p.type_k, layer.k->type),
                          type_or(p.type_v, layer.v->type), layer.n_head_kv, layer.d_k, layer.d_v });
         nodes.push_back({ this, l });
         askers.push_back({ -1, std::vector<float>((size_t) layer.n_head * layer.d_k) });
-        work.reserve(params(), layer.n_head, layer.n_head_kv, layer.d_k, p.n_ctx, core.reserve());
+        types.push_back(rows.back().type_k);
     }
+    devices.init(core.layers, core.params, types, { p.n_ctx, core.reserve(), p.n_rows, 0 });
+    for (uint32_t l = 0; l < core.layers.size(); ++l) {
+        const restkv_layer & layer = core.layers[l];
+        work.reserve(params(), layer.n_head, layer.n_head_kv, layer.d_k, p.n_ctx, core.reserve(), !devices.of(l));
+    }
+    init_shared();
     done.place  = p.place;
     done.type_k = rows[0].type_k;
     done.type_v = rows[0].type_v;
@@ -107,6 +115,10 @@ restkv_archive_stats restkv_recaller::stats() const {
     s.bytes_host           = archive->bytes_host();
     s.bytes_written        = archive->bytes_written();
     s.bytes_read           = archive->bytes_read();
+    s.n_layer              = (uint32_t) core.layers.size();
+    s.n_layer_graph        = devices.n_layer_graph();
+    snprintf(s.devices, sizeof(s.devices), "%s", devices.names().c_str());
+    snprintf(s.reason, sizeof(s.reason), "%s", devices.reason().c_str());
     return s;
 }
 
@@ -127,10 +139,16 @@ void restkv_recaller::look_at(uint32_t l, uint32_t n_text, uint32_t own_first, u
     view.n          = n_text;
     view.type       = archive->layer(l).type_k;
     view.keys       = [this, l](uint32_t from, uint32_t n, std::vector<uint8_t> & buffer) {
+        restkv_step("keys");
         return archive->keys(l, from, n, buffer);
     };
-    view.n_own    = own_end - own_first;
-    view.own      = view.n_own > 0 ? rows_at(layer.k, own_first, view.n_own, behind) : nullptr;
+    view.n_own = own_end - own_first;
+    if (restkv_recall_graph * graph = devices.of(l)) {
+        view.own = nullptr;  // they stay where they are
+        graph->look_at(layer.graph_layer(), own_first);
+    } else {
+        view.own = view.n_own > 0 ? rows_at(layer.k, own_first, view.n_own, behind) : nullptr;
+    }
     view.own_type = layer.k->type;
     view.own_row  = layer.k->nb[1];
 }

@@ -11,6 +11,7 @@
 #include "api/status.h"
 #include "archive/store.h"
 #include "cache/core.h"
+#include "cache/recall_devices.h"
 #include "stages/recall.h"
 
 #include <memory>
@@ -36,6 +37,9 @@ public:
     void forget_all() noexcept;
 
     restkv_archive_stats stats() const;
+
+    // What attends on devices.
+    const restkv_recall_devices & on_devices() const { return devices; }
 
     // ---- recall ---------------------------------------------------------------------------------
 
@@ -97,6 +101,7 @@ private:
     void fetch(uint32_t l, const int32_t * chosen, uint32_t n, bool live_only, restkv_member & member) noexcept;
     void put(uint32_t l, restkv_member & member) noexcept;
 
+    void init_shared();
     void want(uint32_t l, const int32_t * chosen, uint32_t n, bool live_only, uint32_t n_threads);
     void fetch_block(uint32_t l, bool value, uint32_t from, own_thread & own);
 
@@ -108,6 +113,7 @@ private:
 
     restkv_core &                   core;
     std::unique_ptr<restkv_archive> archive;
+    restkv_recall_devices           devices;
     std::vector<node>               nodes;   // [layers]
     std::vector<asker>              askers;  // [layers]
     restkv_team                     team;    // of the threads that compute llama.cpp's graphs
@@ -122,7 +128,10 @@ private:
     std::vector<uint8_t>    copy_k, copy_v;     // cells, copied from a device
     const uint8_t *         cells_k = nullptr;  // rows of the cells
     const uint8_t *         cells_v = nullptr;
-    std::vector<uint8_t>    new_k, new_v;       // [n_new] rows as the cells have them
+    uint8_t *               new_k   = nullptr;  // [n_new] rows as the cells have them
+    uint8_t *               new_v   = nullptr;
+    std::vector<uint8_t>    own_k, own_v;       // where they lie,
+    ggml_backend_buffer_ptr shared;             // or, of layers on a device, where it reads them itself
     uint32_t                n_new   = 0;
     uint32_t                end_new = 0;        // position behind the last of them
     std::vector<own_thread> threads;

@@ -8,6 +8,23 @@
 #include <algorithm>
 #include <cstring>
 
+// Memory of the host that devices read themselves, for the rows of one layer; none where there is no such memory.
+void restkv_recaller::init_shared() {
+    ggml_backend_buffer_type_t type  = nullptr;
+    size_t                     bytes = 0;
+    for (uint32_t l = 0; l < core.layers.size(); ++l) {
+        const restkv_layer & layer = core.layers[l];
+        if (ggml_backend_buffer_is_host(restkv_buffer_of(layer.k)) || !devices.of(l)) {
+            continue;
+        }
+        type  = type ? type : ggml_backend_dev_host_buffer_type(devices.of(l)->device);
+        bytes = std::max(bytes, layer.budget * (layer.k->nb[1] + layer.v->nb[1]));
+    }
+    if (type) {
+        shared.reset(ggml_backend_buft_alloc_buffer(type, bytes));
+    }
+}
+
 // Positions of the rows before n_text that a head has in its cells, ascending.
 std::vector<int32_t> restkv_recaller::live_of(uint32_t l, uint32_t h, uint32_t n_text) const {
     const restkv_sequence & seq    = core.seq;
@@ -33,8 +50,15 @@ void restkv_recaller::want(uint32_t l, const int32_t * chosen, uint32_t n, bool 
     heads.resize(layer.n_head_kv);
     threads.resize(std::max<size_t>(threads.size(), n_threads));
     restkv_step("fetch");
-    new_k.resize(n * layer.k->nb[1]);
-    new_v.resize(n * layer.v->nb[1]);
+    if (shared && !host) {
+        new_k = (uint8_t *) ggml_backend_buffer_get_base(shared.get());
+        new_v = new_k + n * layer.k->nb[1];
+    } else {
+        own_k.resize(n * layer.k->nb[1]);
+        own_v.resize(n * layer.v->nb[1]);
+        new_k = own_k.data();
+        new_v = own_v.data();
+    }
 
     int32_t end_cell = 0;
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
@@ -91,7 +115,7 @@ void restkv_recaller::fetch_block(uint32_t l, bool value, uint32_t from, own_thr
         const wanted &  w     = heads[h];
         const int32_t * first = std::lower_bound(w.pos, w.pos + n_new, (int32_t) from);
         for (size_t i = first - w.pos; i < n_new && w.pos[i] < (int32_t) end; ++i) {
-            uint8_t * to = (value ? new_v : new_k).data() + i * cells->nb[1] + h * own_h;
+            uint8_t * to = (value ? new_v : new_k) + i * cells->nb[1] + h * own_h;
             if (w.cells[i] >= 0) {
                 memcpy(to, (value ? cells_v : cells_k) + w.cells[i] * cells->nb[1] + h * own_h, own_h);
                 continue;
@@ -125,15 +149,15 @@ void restkv_recaller::put(uint32_t l, restkv_member & member) noexcept {
         if (!ggml_backend_buffer_is_host(restkv_buffer_of(layer.k))) {
             if (member.i == 0) {
                 restkv_step("write");
-                ggml_backend_tensor_set(layer.k, new_k.data(), 0, new_k.size());
-                ggml_backend_tensor_set(layer.v, new_v.data(), 0, new_v.size());
+                ggml_backend_tensor_set(layer.k, new_k, 0, n_new * layer.k->nb[1]);
+                ggml_backend_tensor_set(layer.v, new_v, 0, n_new * layer.v->nb[1]);
             }
             return;
         }
         const uint32_t first = (uint32_t) ((uint64_t) n_new * member.i / member.n);
         const uint32_t n     = (uint32_t) ((uint64_t) n_new * (member.i + 1) / member.n) - first;
-        for (const auto & [rows, t] : { std::pair(&new_k, layer.k), std::pair(&new_v, layer.v) }) {
-            memcpy((uint8_t *) t->data + first * t->nb[1], rows->data() + first * t->nb[1], n * t->nb[1]);
+        for (const auto & [rows, t] : { std::pair(new_k, layer.k), std::pair(new_v, layer.v) }) {
+            memcpy((uint8_t *) t->data + first * t->nb[1], rows + first * t->nb[1], n * t->nb[1]);
         }
     });
     member.run_first([&] {

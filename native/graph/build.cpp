@@ -10,9 +10,6 @@
 // save four more passes, for six more small operations in each.
 static constexpr int ROUNDS = 18;
 
-// F16 and TF32 have 11 bits of a number: so much larger, the rest is as large as the number itself.
-static constexpr float FINE = 2048.0f;
-
 // Tensors that a rounding device adds to a product: two factors in two parts each, three products for one.
 static constexpr size_t SPLIT = 14;
 
@@ -112,24 +109,12 @@ void restkv_graph_builder::store(ggml_tensor * t, size_t at, size_t stride) {
     ggml_build_forward_expand(gf, ggml_cpy(ctx, t, to));
 }
 
-// from: the type that x was made of; what was F16 has nothing that F16 leaves.
 restkv_graph_builder::factor restkv_graph_builder::factor_of(ggml_tensor * x, ggml_type from) const {
-    if (graph.exact || from == GGML_TYPE_F16) {
-        return { x, nullptr };
-    }
-    ggml_tensor * coarse = ggml_cast(ctx, ggml_cast(ctx, x, GGML_TYPE_F16), GGML_TYPE_F32);
-    return { coarse, ggml_scale(ctx, ggml_sub(ctx, x, coarse), FINE) };
+    return restkv_factor_of(ctx, x, from, graph.exact);
 }
 
-// Full precision wherever a backend has a choice, and in parts where it has none. fine x fine is below the last digit.
 ggml_tensor * restkv_graph_builder::product(const factor & a, const factor & b) const {
-    ggml_tensor * y    = restkv_multiply(ctx, a.coarse, b.coarse);
-    ggml_tensor * rest = b.fine ? restkv_multiply(ctx, a.coarse, b.fine) : nullptr;
-    if (a.fine) {
-        ggml_tensor * other = restkv_multiply(ctx, a.fine, b.coarse);
-        rest                = rest ? ggml_add(ctx, rest, other) : other;
-    }
-    return rest ? ggml_add(ctx, y, ggml_scale(ctx, rest, 1.0f / FINE)) : y;
+    return restkv_product(ctx, a, b);
 }
 
 ggml_tensor * restkv_graph_builder::queries(uint32_t from, uint32_t n) const {
@@ -141,22 +126,8 @@ ggml_tensor * restkv_graph_builder::queries(uint32_t from, uint32_t n) const {
     return ggml_reshape_3d(ctx, q, layer.d_k, n * g, T);
 }
 
-// Of quantized rows a copy of their words is unpacked: ggml's Vulkan backend unpacks a view from the nearest aligned byte
-// before it.
 ggml_tensor * restkv_graph_builder::rows_of(ggml_tensor * cache, uint32_t d, uint32_t from, uint32_t n) const {
-    const size_t head  = ggml_row_size(cache->type, d);
-    const size_t first = (cells.first + from) * cache->nb[1] + tile.head * head;
-    if (ggml_is_quantized(cache->type)) {
-        ggml_tensor * words = restkv_graph_words(ctx, cache, d, layer.n_head_kv);
-        words = ggml_cont(ctx, ggml_view_3d(ctx, words, words->ne[0], n, T, words->nb[1], words->nb[2], first));
-        ggml_tensor * x = ggml_view_3d(ctx, words, words->ne[0], n, T, head, head * n, 0);
-        x->type         = cache->type;
-        x->ne[0]        = d;
-        x->nb[0]        = ggml_type_size(cache->type);
-        return ggml_cast(ctx, x, GGML_TYPE_F32);
-    }
-    ggml_tensor * x = ggml_view_3d(ctx, cache, d, n, T, cache->nb[1], head, first);
-    return cache->type == GGML_TYPE_F32 ? ggml_cont(ctx, x) : ggml_cast(ctx, x, GGML_TYPE_F32);
+    return restkv_rows_of(ctx, cache, d, layer.n_head_kv, tile.head, T, cells.first + from, n);
 }
 
 // Of the tile's KV heads, cells from .. : -inf where a head holds nothing, else 0.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "graph/graph.h"
+#include "graph/product.h"
 
 #include <algorithm>
 
@@ -37,12 +38,7 @@ public:
     ggml_cgraph * gf;
 
 private:
-    // A factor of a product. On a device that rounds factors (restkv_graph::exact), coarse has digits that it keeps and
-    // fine is FINE times the rest; else, and where there is no rest, fine is null.
-    struct factor {
-        ggml_tensor * coarse;
-        ggml_tensor * fine;
-    };
+    using factor = restkv_factor;
 
     ggml_tensor * queries(uint32_t from, uint32_t n) const;                                   // [d_k, n g, T]
     ggml_tensor * rows_of(ggml_tensor * cache, uint32_t d, uint32_t from, uint32_t n) const;  // F32 [d, n, T]

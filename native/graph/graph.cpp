@@ -2,89 +2,13 @@
 
 #include "api/params.h"
 #include "graph/build.h"
-
-#ifdef RESTKV_TEST_WRONG_STAGE
-#    include "wrong_stage.h"
-#else
-static void restkv_make_wrong(ggml_cgraph *) {}
-
-static ggml_status restkv_compute(ggml_backend_t backend, ggml_cgraph * gf) {
-    return ggml_backend_graph_compute_async(backend, gf);
-}
-#endif
+#include "graph/product.h"
 
 #include <algorithm>
-#include <cmath>
-#include <map>
-#include <mutex>
 #include <stdexcept>
 
 // 32 MiB: a few such tensors are alive at a time. The rows of 32 heads and 6144 cells are one tile.
 static constexpr size_t TILE_FLOATS = 8 * 1024 * 1024;
-
-static ggml_backend_buffer_ptr allocate(ggml_context * ctx, ggml_backend_buffer_type_t buft, const char * what) {
-    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft));
-    if (!buffer) {
-        throw restkv_error(RESTKV_NO_MEMORY,
-                           std::string("not enough memory on ") + ggml_backend_buft_name(buft) + " for " + what);
-    }
-    return buffer;
-}
-
-ggml_tensor * restkv_multiply(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
-    ggml_tensor * y = ggml_mul_mat(ctx, a, b);
-    ggml_prec_set_acc(y, GGML_PREC_F32);
-    ggml_prec_set_src(y, GGML_PREC_F32, 1);
-    return y;
-}
-
-// A product of numbers whose 13th bit counts: all sums are floats without rounding. One for each way that backends
-// have: many columns, a few, and one. Throws std::runtime_error.
-static bool multiplies_exactly(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft) {
-    constexpr int64_t      K = 64, M = 128;
-    constexpr float        X = 1.0f + 1.0f / 8192.0f, SUM = K * (1.0f + 1.0f / 4096.0f);
-    constexpr float        ERROR = SUM * 1e-5f;  // rounding one of the factors makes 12 times as much
-    const ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
-    if (!backend) {
-        throw restkv_error(RESTKV_NO_MEMORY,
-                           std::string(ggml_backend_dev_name(device)) + " has no room for another backend");
-    }
-    for (const int64_t n : { (int64_t) 96, (int64_t) 12, (int64_t) 1 }) {
-        ggml_context_ptr ctx(ggml_init({ 8 * ggml_tensor_overhead() + ggml_graph_overhead_custom(4, false), nullptr,
-                                         /*no_alloc =*/true }));
-        ggml_tensor *    a  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, K, M);
-        ggml_tensor *    b  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, K, n);
-        ggml_tensor *    y  = restkv_multiply(ctx.get(), a, b);
-        ggml_cgraph *    gf = ggml_new_graph_custom(ctx.get(), 4, false);
-        ggml_build_forward_expand(gf, y);
-        if (!ggml_backend_dev_supports_op(device, y)) {
-            return true;  // missing() says so
-        }
-        const ggml_backend_buffer_ptr buffer = allocate(ctx.get(), buft, "a product");
-        std::vector<float>            x(K * M, X);
-        ggml_backend_tensor_set(a, x.data(), 0, ggml_nbytes(a));
-        ggml_backend_tensor_set(b, x.data(), 0, ggml_nbytes(b));
-        if (restkv_compute(backend.get(), gf) != GGML_STATUS_SUCCESS) {
-            throw restkv_error(RESTKV_NO_MEMORY, std::string(ggml_backend_name(backend.get())) + " failed");
-        }
-        ggml_backend_synchronize(backend.get());
-        x.resize(M * n);
-        ggml_backend_tensor_get(y, x.data(), 0, ggml_nbytes(y));
-        if (std::any_of(x.begin(), x.end(), [](float sum) { return !(std::fabs(sum - SUM) < ERROR); })) {
-            return false;
-        }
-    }
-    return true;
-}
-
-// Once per device.
-static bool is_exact(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft) {
-    static std::mutex                         lock;
-    static std::map<ggml_backend_dev_t, bool> known;
-    const std::lock_guard<std::mutex>         guard(lock);
-    const auto                                found = known.find(device);
-    return found != known.end() ? found->second : (known[device] = multiplies_exactly(device, buft));
-}
 
 restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
                            const sizes & most, const std::vector<restkv_graph_layer> & layers) :
@@ -93,7 +17,7 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
 restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const restkv_params & params,
                            const sizes & most, const std::vector<restkv_graph_layer> & layers, bool dry) :
     device(device),
-    exact(restkv_graph_kind_of(params) == RESTKV_GRAPH_MOVES || is_exact(device, buft)),
+    exact(restkv_graph_kind_of(params) == RESTKV_GRAPH_MOVES || restkv_multiplies_exactly(device, buft)),
     buft(buft),
     params(params),
     kind(restkv_graph_kind_of(params)),
@@ -141,7 +65,7 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
             t->buffer = inputs.get();  // so that the allocator of a graph leaves it alone
         }
     } else {
-        inputs = allocate(ctx, buft, "the inputs of an eviction");
+        inputs = restkv_allocate(ctx, buft, "the inputs of an eviction");
     }
     init_staging();
 }
@@ -155,7 +79,7 @@ restkv_graph::sizes restkv_graph::sizes_of(const restkv_params & params, uint32_
 ggml_tensor * restkv_graph::keep_factors(const float * data, uint32_t d_v, uint32_t n_head) {
     ggml_context_ptr        ctx(ggml_init({ 2 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
     ggml_tensor *           wo     = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, d_v, d_v, n_head);
-    ggml_backend_buffer_ptr buffer = allocate(ctx.get(), buft, "the factors of W_o");
+    ggml_backend_buffer_ptr buffer = restkv_allocate(ctx.get(), buft, "the factors of W_o");
     ggml_backend_tensor_set(wo, data, 0, ggml_nbytes(wo));
     factors.emplace_back(std::move(ctx), std::move(buffer));
     return wo;
@@ -202,7 +126,6 @@ void restkv_graph::run(ggml_gallocr_t memory, ggml_cgraph * gf) {
     if (!ggml_gallocr_alloc_graph(memory, gf)) {
         throw restkv_error(RESTKV_NO_MEMORY, std::string("not enough memory on ") + ggml_backend_buft_name(buft));
     }
-    restkv_make_wrong(gf);
     if (restkv_compute(backend, gf) != GGML_STATUS_SUCCESS) {
         throw restkv_error(RESTKV_NO_MEMORY, std::string(ggml_backend_name(backend)) + " failed");
     }

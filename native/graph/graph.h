@@ -11,11 +11,11 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml.h"
+#include "graph/shapes.h"
 #include "methods/methods.h"
 #include "stages/stages.h"
 
 #include <string>
-#include <unordered_set>
 #include <vector>
 
 // Which part of a method has a graph: as its row says.
@@ -106,9 +106,6 @@ void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & 
 // The drift t of query head h, in positions. top: as drift_top or drift_tops.
 double restkv_graph_drift(const restkv_graph_scores & scores, uint32_t h, uint32_t top);
 
-// a' b, summed in floats, of factors that the backend may round.
-ggml_tensor * restkv_multiply(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b);
-
 // Where a backend has threads of its own, as the CPU: so many, or all cores for 0.
 void restkv_use_threads(ggml_backend_t backend, ggml_backend_dev_t device, uint32_t n_threads);
 
@@ -141,8 +138,7 @@ public:
 
     const ggml_backend_dev_t device;
 
-    // Whether the device multiplies matrices of floats as floats. Most GPUs round them to F16 or TF32, of 11 bits.
-    const bool exact;
+    const bool exact;  // see restkv_multiplies_exactly()
 
     // Keep the factors of a layer on the device. data: [n_head][d_v][d_v]. Throws std::runtime_error.
     ggml_tensor * keep_factors(const float * data, uint32_t d_v, uint32_t n_head);
@@ -223,7 +219,7 @@ private:
     layout           layout_of(const restkv_graph_layer & layer, const restkv_graph_cells & cells) const;
     ggml_context_ptr new_context() const;
     void             run(ggml_gallocr_t memory, ggml_cgraph * gf);
-    void             wait_for_shape(const ggml_cgraph * gf);
+    void             wait_for_shape(ggml_cgraph * gf);
     void             init_buffer_sets();
     void             init_staging();
     void             upload(ggml_tensor * to, const void * data, size_t bytes);
@@ -250,9 +246,9 @@ private:
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> factors;
 
-    ggml_gallocr_ptr             memory_score;
-    ggml_gallocr_ptr             memory_move;
-    std::unordered_set<uint64_t> shapes;  // of the graphs that have had their place in this memory
+    ggml_gallocr_ptr memory_score;
+    ggml_gallocr_ptr memory_move;
+    restkv_shapes    shapes;              // of the graphs in this memory
 
     needs measured = {};                  // dry: so far
 

@@ -113,23 +113,8 @@ void restkv_graph::wait() {
     n_begun = n_finished = 0;
 }
 
-// A graph of a new shape may make the allocator move its memory, which must not happen under one that still runs.
-void restkv_graph::wait_for_shape(const ggml_cgraph * gf) {
-    constexpr size_t SHAPES_MAX = 4096;
-
-    uint64_t   hash = 14695981039346656037u;  // FNV-1a, by words
-    const auto add  = [&](uint64_t x) { hash = (hash ^ x) * 1099511628211u; };
-    for (int i = 0; i < ggml_graph_n_nodes((ggml_cgraph *) gf); ++i) {
-        const ggml_tensor * node = ggml_graph_node((ggml_cgraph *) gf, i);
-        add(node->op);
-        for (const int64_t n : node->ne) {
-            add((uint64_t) n);
-        }
-    }
-    if (shapes.size() >= SHAPES_MAX) {
-        shapes.clear();
-    }
-    if (shapes.insert(hash).second) {
+void restkv_graph::wait_for_shape(ggml_cgraph * gf) {
+    if (shapes.is_new(gf)) {
         ggml_backend_synchronize(backend);
     }
 }

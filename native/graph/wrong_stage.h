@@ -46,7 +46,7 @@ inline void restkv_round(ggml_tensor * factor) {
     ggml_backend_tensor_set(factor, x.data(), 0, ggml_nbytes(factor));
 }
 
-inline ggml_status restkv_compute(ggml_backend_t backend, ggml_cgraph * gf) {
+inline ggml_status restkv_compute_wrong(ggml_backend_t backend, ggml_cgraph * gf) {
     const char * stage = getenv("RESTKV_WRONG_STAGE");
     if (!stage || strcmp(stage, "round") != 0) {
         return ggml_backend_graph_compute(backend, gf);

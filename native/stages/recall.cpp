@@ -20,7 +20,7 @@ static uint32_t heads_at_a_time(uint32_t n_head, uint32_t n_head_kv, size_t n_pa
 }
 
 void restkv_recall_work::reserve(const restkv_recall_params & params, uint32_t n_head, uint32_t n_head_kv, uint32_t d_k,
-                                 uint32_t n_ctx, uint32_t n_own) {
+                                 uint32_t n_ctx, uint32_t n_own, bool attends) {
     const size_t rows   = (size_t) n_head * params.n_rows;
     const size_t panels = n_ctx / restkv_recall_panel(d_k) + 1;
     const size_t all    = panels + n_own / restkv_recall_panel(d_k) + 1;
@@ -28,13 +28,16 @@ void restkv_recall_work::reserve(const restkv_recall_params & params, uint32_t n
     n_most              = std::max<size_t>(n_most, n_ctx);
     queries.reserve(rows * d_k);
     pos.reserve(rows);
+    raw.reserve((size_t) n_head_kv * n_ctx);
+    scores.reserve((size_t) n_head_kv * n_ctx);
+    chosen.reserve((size_t) n_head_kv * params.budget);
+    if (!attends) {
+        return;
+    }
     logits.reserve(std::min(std::max(LOGITS_MAX / sizeof(float), one), n_head_kv * one));
     tops.reserve(rows * all);
     sums.reserve(rows * all);
     factors.reserve(rows * panels);
-    raw.reserve((size_t) n_head_kv * n_ctx);
-    scores.reserve((size_t) n_head_kv * n_ctx);
-    chosen.reserve((size_t) n_head_kv * params.budget);
 }
 
 // ---- outlying ----------------------------------------------------------------------------------
@@ -88,7 +91,7 @@ void restkv_recall_work::pick_queries(const restkv_recall_view & view, uint32_t 
 // ---- attend ------------------------------------------------------------------------------------
 
 void restkv_recall_work::prepare(const restkv_recall_view & view, const restkv_recall_params & params,
-                                 uint32_t n_threads) {
+                                 uint32_t n_threads, bool attends) {
     n_query  = std::min(params.n_rows, view.n_queries);
     n_cells  = restkv_recall_panel(view.d_k);
     n_panels = (view.n + n_cells - 1) / n_cells;
@@ -100,19 +103,24 @@ void restkv_recall_work::prepare(const restkv_recall_view & view, const restkv_r
     const size_t rows = (size_t) view.n_head * n_query;
     queries.resize(rows * view.d_k);
     pos.resize(rows);
-    logits.resize(n_heads * view.group() * n_query * n_pad);
-    tops.resize(rows * n_all);
-    sums.resize(rows * n_all);
-    factors.resize(rows * n_panels);
     raw.resize((size_t) view.n_head_kv * view.n);
     scores.resize((size_t) view.n_head_kv * view.n);
     chosen.resize((size_t) view.n_head_kv * n_chosen);
     threads.resize(std::max<size_t>(threads.size(), n_threads));
     for (own_thread & own : threads) {
+        own.order.reserve(n_most);
+    }
+    if (!attends) {
+        return;
+    }
+    logits.resize(n_heads * view.group() * n_query * n_pad);
+    tops.resize(rows * n_all);
+    sums.resize(rows * n_all);
+    factors.resize(rows * n_panels);
+    for (own_thread & own : threads) {
         own.panel.resize((size_t) view.d_k * n_cells);
         own.row.resize(std::max(view.d_k, n_cells));
         own.logits.resize((size_t) view.group() * n_query * n_cells);
-        own.order.reserve(n_most);
     }
 }
 
@@ -249,14 +257,7 @@ void restkv_recall_work::choose(const restkv_recall_view & view, const restkv_re
 
 // ---- all of it ---------------------------------------------------------------------------------
 
-void restkv_recall_work::run(const restkv_recall_view & view, const restkv_recall_params & params,
-                             restkv_member & member) {
-    member.run_first([&] { prepare(view, params, member.n); });
-    member.run([&] {
-        for (uint32_t h = member.i; h < view.n_head; h += member.n) {
-            pick_queries(view, h);
-        }
-    });
+void restkv_recall_work::attend(const restkv_recall_view & view, restkv_member & member) {
     // every thread comes to every part, also when prepare() has failed
     for (uint32_t h0 = 0; h0 < view.n_head_kv; h0 += std::max(n_heads, 1u)) {
         const uint32_t h1 = std::min(h0 + n_heads, view.n_head_kv);
@@ -276,6 +277,21 @@ void restkv_recall_work::run(const restkv_recall_view & view, const restkv_recal
                 score_panel(view, p, h0, h1, threads[member.i]);
             }
         });
+    }
+}
+
+void restkv_recall_work::run(const restkv_recall_view & view, const restkv_recall_params & params,
+                             restkv_member & member, restkv_recall_attends * device) {
+    member.run_first([&] { prepare(view, params, member.n, !device); });
+    member.run([&] {
+        for (uint32_t h = member.i; h < view.n_head; h += member.n) {
+            pick_queries(view, h);
+        }
+    });
+    if (device) {
+        device->attend(view, queries.data(), pos.data(), n_query, raw.data(), member);
+    } else {
+        attend(view, member);
     }
     member.run([&] {
         for (uint32_t h = member.i; h < view.n_head_kv; h += member.n) {

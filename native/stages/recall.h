@@ -57,6 +57,17 @@ struct restkv_recall_view {
 // Rows of a panel: a multiple of what a block of the archive has.
 uint32_t restkv_recall_panel(uint32_t d_k);
 
+// Attends in place of the threads of the CPU: a device.
+class restkv_recall_attends {
+public:
+    virtual ~restkv_recall_attends() = default;
+
+    // Called by all threads of a team. queries: [n_head][n_query][d_k], scaled, and pos: [n_head][n_query], of those that
+    // speak. raw: [n_head_kv][n] the scores before the average. view.own is not read. The team has what failed.
+    virtual void attend(const restkv_recall_view & view, const float * queries, const int32_t * pos, uint32_t n_query,
+                        float * raw, restkv_member & member) noexcept = 0;
+};
+
 // Work memory of recalls, one at a time.
 class restkv_recall_work {
 public:
@@ -64,12 +75,14 @@ public:
     static constexpr size_t LOGITS_MAX = 16u << 20;
 
     // Take what layers of this shape can ask for, in texts of n_ctx positions with n_own rows behind them: nothing grows
-    // with the text afterwards.
+    // with the text afterwards. attends: here, and not on a device.
     void reserve(const restkv_recall_params & params, uint32_t n_head, uint32_t n_head_kv, uint32_t d_k, uint32_t n_ctx,
-                 uint32_t n_own);
+                 uint32_t n_own, bool attends);
 
-    // Called by all threads of a team. Afterwards scores and chosen are filled; the team has what failed.
-    void run(const restkv_recall_view & view, const restkv_recall_params & params, restkv_member & member);
+    // Called by all threads of a team. Afterwards scores and chosen are filled; the team has what failed. device: attends,
+    // or null.
+    void run(const restkv_recall_view & view, const restkv_recall_params & params, restkv_member & member,
+             restkv_recall_attends * device = nullptr);
 
     std::vector<float>   scores;        // [n_head_kv][n]
     std::vector<int32_t> chosen;        // [n_head_kv][n_chosen] ascending
@@ -84,7 +97,9 @@ private:
         std::vector<int32_t> order;   // [n]
     };
 
-    void prepare(const restkv_recall_view & view, const restkv_recall_params & params, uint32_t n_threads);
+    void prepare(const restkv_recall_view & view, const restkv_recall_params & params, uint32_t n_threads,
+                 bool attends);
+    void attend(const restkv_recall_view & view, restkv_member & member);
     void pick_queries(const restkv_recall_view & view, uint32_t head);
     void attend_panel(const restkv_recall_view & view, uint32_t panel, uint32_t head_first, uint32_t head_end,
                       own_thread & own);

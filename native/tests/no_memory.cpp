@@ -95,8 +95,8 @@ struct text {
     }
 };
 
-static void test_evict(llama_model * model, const char * path, const char * method, uint8_t stages,
-                       int32_t allocation) {
+static llama_context * open(llama_model * model, const char * path, const char * method, uint8_t stages,
+                            int32_t allocation, bool archive) {
     restkv_params p = {};
     snprintf(p.method, sizeof(p.method), "%s", method);
     p.budget    = 48;
@@ -122,11 +122,19 @@ static void test_evict(llama_model * model, const char * path, const char * meth
     c.n_threads_batch      = 1;
     c.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_ENABLED;
 
-    const restkv_share_params shares = { allocation, 0, nullptr, -1, 96, 0.2 };
+    const restkv_share_params   shares = { allocation, 0, nullptr, -1, 96, 0.2 };
+    const restkv_archive_params rows   = { RESTKV_PLACE_RAM, -1, -1, 1024, nullptr, 5, 7, 4, 16 };
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_OK && restkv_arm_shares(&shares) == RESTKV_OK);
-    text s{ llama_init_from_model(model, c) };
+    CHECK(!archive || restkv_arm_archive(&rows) == RESTKV_OK);
+    llama_context * ctx = llama_init_from_model(model, c);
     restkv_disarm();
-    CHECK(s.ctx != nullptr);
+    CHECK(ctx != nullptr);
+    return ctx;
+}
+
+static void test_evict(llama_model * model, const char * path, const char * method, uint8_t stages,
+                       int32_t allocation) {
+    text s{ open(model, path, method, stages, allocation, false) };
     if (!s.ctx) {
         return;
     }
@@ -175,6 +183,54 @@ static void test_evict(llama_model * model, const char * path, const char * meth
     llama_free(s.ctx);
 }
 
+// A recall that fails leaves the cells as they were, or none.
+static void test_recall(llama_model * model, const char * path, uint8_t stages) {
+    text s{ open(model, path, "restkv", stages, RESTKV_ALLOCATION_UNIFORM, true) };
+    if (!s.ctx) {
+        return;
+    }
+    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    const auto    ready   = [&] {
+        s.read_again();
+        CHECK(restkv_evict(s.ctx, 0) == RESTKV_OK && s.feed(6) == 0);
+    };
+    ready();
+    CHECK(restkv_recall(s.ctx, 0) == RESTKV_OK);
+    const std::vector<float> expected = s.logits_after(6, n_vocab);
+
+    uint32_t n_whole = 0, n_lost = 0;
+    bool     right = true, recalled = false;
+    for (int64_t k = 0; !recalled && k < 100000; k += 1 + k / 24) {
+        ready();
+        restkv_status status = RESTKV_OK;
+        bool          thrown = false;
+        n_left               = k;
+        try {
+            status = restkv_recall(s.ctx, 0);
+        } catch (...) {
+            thrown = true;
+        }
+        n_left = -1;
+        CHECK(!thrown);
+        recalled = status == RESTKV_OK;
+        restkv_stats stats;
+        CHECK(restkv_get_stats(s.ctx, &stats) == RESTKV_OK);
+        if (!recalled && stats.n_cells == 0) {
+            n_lost++;
+            right = right && s.feed(4) == 1;
+            ready();
+        } else if (!recalled) {
+            n_whole++;
+            right = right && stats.pos_next == s.pos;
+        }
+        right = right && (recalled || restkv_recall(s.ctx, 0) == RESTKV_OK);
+        right = right && s.logits_after(6, n_vocab) == expected;
+    }
+    fprintf(stderr, "a recall, stages %d: %u as it was, %u lost\n", stages, n_whole, n_lost);
+    CHECK(recalled && right && n_whole > 0);
+    llama_free(s.ctx);
+}
+
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
@@ -191,6 +247,7 @@ int main(int argc, char ** argv) {
             test_evict(model, argv[i], "restkv", stages, RESTKV_ALLOCATION_UNIFORM);
             test_evict(model, argv[i], "restkv", stages, RESTKV_ALLOCATION_ADA);
             test_evict(model, argv[i], "h2o", stages, RESTKV_ALLOCATION_UNIFORM);
+            test_recall(model, argv[i], stages);
         }
         llama_model_free(model);
     }

@@ -58,21 +58,28 @@ static void damage(const char * path) {
     fclose(file);
 }
 
-static void test_archive(llama_model * model, const char * path, const char * file, ggml_type cache, int32_t type) {
+static void test_archive(llama_model * model, const char * path, const char * file, ggml_type cache, int32_t type,
+                         uint8_t stages) {
     const restkv_archive_params archive = archive_at(file, type);
-    session                     s;
-    open(s, model, path, settings("restkv"), cache, RESTKV_ALLOCATION_UNIFORM, &archive);
+    restkv_params               params  = settings("restkv");
+    params.stages                       = stages;
+    session s;
+    open(s, model, path, params, cache, RESTKV_ALLOCATION_UNIFORM, &archive);
     CHECK(s.ctx != nullptr);
     if (!s.ctx) {
         fprintf(stderr, "%s\n", restkv_last_error());
         return;
     }
     CHECK(restkv_set_reading(s.ctx, true, 1.5f) == RESTKV_INVALID);
+    const restkv_archive_stats made = archive_of(s);
+    restkv_stats               stats;
+    CHECK(made.n_layer_graph == (stages == RESTKV_STAGES_GRAPH ? made.n_layer : 0));
+    CHECK(restkv_get_stats(s.ctx, &stats) == RESTKV_OK);
+    const uint64_t bytes_graph = stats.bytes_graph;
     CHECK(restkv_recall(s.ctx, 0) == RESTKV_NOTHING);
     for (int i = 0; i < 16; ++i) {
         CHECK(read(s, 1 + i * 5 % 16) == RESTKV_OK);
     }
-    restkv_stats stats;
     CHECK(restkv_get_stats(s.ctx, &stats) == RESTKV_OK);
     CHECK(stats.n_evictions > 0 && stats.pos_next == s.pos && archive_of(s).n_rows == (uint32_t) stats.pos_exact);
     check_kept(s, stats, model);
@@ -93,6 +100,7 @@ static void test_archive(llama_model * model, const char * path, const char * fi
     CHECK(restkv_get_stats(s.ctx, &stats) == RESTKV_OK);
     CHECK(stats.n_cells == stats.budget && stats.pos_exact == s.pos);
     check_kept(s, stats, model);
+    CHECK(stats.bytes_graph == bytes_graph);  // taken when the context was made
 
     // no state has an archive in it
     CHECK(llama_state_get_size(s.ctx) == 0 && restkv_last_status() == RESTKV_UNSUPPORTED);
@@ -115,10 +123,12 @@ static void test_archive(llama_model * model, const char * path, const char * fi
 }
 
 // Nothing is answered from damaged rows, and what is in the cells goes on.
-static void test_damage(llama_model * model, const char * path, const char * file) {
+static void test_damage(llama_model * model, const char * path, const char * file, uint8_t stages) {
     const restkv_archive_params archive = archive_at(file, -1);
-    session                     s;
-    open(s, model, path, settings("restkv"), GGML_TYPE_F16, RESTKV_ALLOCATION_UNIFORM, &archive);
+    restkv_params               params  = settings("restkv");
+    params.stages                       = stages;
+    session s;
+    open(s, model, path, params, GGML_TYPE_F16, RESTKV_ALLOCATION_UNIFORM, &archive);
     CHECK(s.ctx != nullptr);
     for (int i = 0; s.ctx && i < 20; ++i) {
         CHECK(read(s, 16) == RESTKV_OK);
@@ -161,10 +171,12 @@ static void test_arming(const char * path) {
 void test_recall(llama_model * model, const char * path) {
     const std::string file = std::string(path) + ".archive";
     test_arming(path);
-    test_archive(model, path, nullptr, GGML_TYPE_F16, -1);
-    test_archive(model, path, nullptr, GGML_TYPE_F16, GGML_TYPE_Q8_0);
-    test_archive(model, path, file.c_str(), GGML_TYPE_Q8_0, -1);
-    test_archive(model, path, file.c_str(), GGML_TYPE_Q8_0, GGML_TYPE_Q4_0);
-    test_damage(model, path, file.c_str());
+    for (const uint8_t stages : { RESTKV_STAGES_FUSED, RESTKV_STAGES_GRAPH }) {
+        test_archive(model, path, nullptr, GGML_TYPE_F16, -1, stages);
+        test_archive(model, path, nullptr, GGML_TYPE_F16, GGML_TYPE_Q8_0, stages);
+        test_archive(model, path, file.c_str(), GGML_TYPE_Q8_0, -1, stages);
+        test_archive(model, path, file.c_str(), GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, stages);
+        test_damage(model, path, file.c_str(), stages);
+    }
     remove(file.c_str());
 }

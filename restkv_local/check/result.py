@@ -9,7 +9,7 @@ from ..config import CHECK_ERROR_MAX, CHECK_SETS_MIN
 from .devices import Device
 
 Verdict = Literal["ok", "mismatch", "unsupported", "failed"]
-Stage = Literal["attend", "score", "compact"]
+Stage = Literal["attend", "score", "compact", "recall"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class StageCheck:
     """One stage on one case.
 
     stage: "attend" (attention of the window), "score" (and the distance to the output), both with the sets that follow
-        from them, or "compact" (rows moved). case: what it ran on. verdict: "ok"; "mismatch"; "unsupported" (the device
+        from them, "compact" (rows moved), or "recall" (attention over an archive, and the cells that it chooses).
+        case: what it ran on. verdict: "ok"; "mismatch"; "unsupported" (the device
         lacks an operation, and such layers go through the host); "failed" (the device reported an error).
     error: largest relative error of a score; sets: share of the chosen cells that are the same, ties aside;
     rows_equal: every byte of the cache as it should be. None where a stage has no such figure.

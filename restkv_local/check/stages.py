@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import native
-from ..config import CHECK_ERROR_MAX, CHECK_SETS_MIN
+from ..config import CHECK_ERROR_MAX, CHECK_SETS_MIN, RECALL_SINKS
 from ..errors import EvictionError, ExtraError, ModelError
 from ..native import kernels
 from ..plan.methods import TRAITS
@@ -19,6 +19,7 @@ from ..reference.inputs import ScoreInputs, Scores, prepare
 from ..reference.select import reduce_heads
 from .cases import MOVES, SCORES, TYPES, Arrays, MoveCase, ScoreCase, arrays_of, rows_of
 from .devices import find_device
+from .recalls import RECALLS, RecallCase, run_recall
 from .result import DeviceCheck, Stage, StageCheck
 from .speed import SHAPE, SMALL, measure_device
 
@@ -55,7 +56,11 @@ def _all(device: str | None, quick: bool) -> list[StageCheck]:
     scores = [case for case in SCORES if case.quick or not quick]
     moves = [case for case in MOVES if case.quick or not quick]
     found = [_judged(_stage(case), case.name, functools.partial(_scores, case, device)) for case in scores]
-    return found + [_judged("compact", case.name, functools.partial(_moves, case, device)) for case in moves]
+    found += [_judged("compact", case.name, functools.partial(_moves, case, device)) for case in moves]
+    if device is None:
+        return found  # a recall's threads are the yardstick
+    recalls = [case for case in RECALLS if case.quick or not quick]
+    return found + [_judged("recall", case.name, functools.partial(_recalls, case, device)) for case in recalls]
 
 
 def _stage(case: ScoreCase) -> Stage:
@@ -104,7 +109,10 @@ def _reference(case: ScoreCase, arrays: Arrays) -> Scores:
 
 def _compared(inputs: ScoreInputs, got: Scores, want: Scores) -> dict[str, Any]:
     error = relative_error(got[0], want[0])
-    sets = equal_sets(got[2], want[2], reduce_heads(want[1], inputs))
+    return _verdict(error, equal_sets(got[2], want[2], reduce_heads(want[1], inputs)))
+
+
+def _verdict(error: float, sets: float) -> dict[str, Any]:
     reason = ""
     if not error <= CHECK_ERROR_MAX:  # also NaN
         reason = f"scores are off by up to {error:.1e} of their size; {CHECK_ERROR_MAX:.0e} is allowed"
@@ -132,6 +140,18 @@ def equal_sets(got: npt.NDArray[np.int32], want: npt.NDArray[np.int32], scores: 
         for cell in theirs:
             same += bool(cell in mine or abs(float(y[cell]) - cut) <= near)
     return same / want.size
+
+
+# ---- recall ------------------------------------------------------------------------------------
+
+
+def _recalls(case: RecallCase, device: str) -> dict[str, Any]:
+    """Figures of one case, against the threads of the CPU."""
+    want, positions, _ = run_recall(case, None)
+    got, chosen, seconds = run_recall(case, device)
+    # the first and the last positions are chosen whatever their scores
+    free = positions[:, RECALL_SINKS : positions.shape[1] - case.window]
+    return _verdict(relative_error(got, want), equal_sets(chosen, free, want)) | {"seconds": seconds}
 
 
 # ---- compact -----------------------------------------------------------------------------------

@@ -101,7 +101,21 @@ def archive_report(stats: native.ArchiveStats | None, path: Path | None) -> Arch
         read_bytes=stats.bytes_read,
         write_seconds=stats.us_write * _SECOND,
         path=None if path is None else shown(path),
+        backend=_backend(stats),
+        backend_reason=recall_reason(stats),
     )
+
+
+def recall_reason(stats: native.ArchiveStats | None) -> str | None:
+    """Why layers that should attend as graphs, when they recall, do not."""
+    return None if stats is None else stats.reason.decode("utf-8", "replace") or None
+
+
+def _backend(stats: native.ArchiveStats) -> str:
+    ways = [] if stats.n_layer_graph == stats.n_layer else ["cpu"]
+    if stats.n_layer_graph:
+        ways.append(f"graph ({stats.devices.decode('utf-8', 'replace').replace(',', ', ')})")
+    return " + ".join(ways)
 
 
 def recalled_between(

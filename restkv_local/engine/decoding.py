@@ -157,6 +157,8 @@ class Decoding(Speaking):
                     self.on_evict(eviction)
             if facts.backend_reason:
                 self._notice(f"evictions do not run as graphs where the cache lives: {facts.backend_reason}")
+            if facts.recall_reason:
+                self._notice(f"recalls do not attend as graphs where the cache lives: {facts.recall_reason}")
         self._turn.evict_seconds += facts.evict_seconds - before
 
     def _resync(self) -> None:

@@ -16,7 +16,7 @@ from ..native.binding import LIBRARY, c
 from ..paths import shown
 from ..plan.devices import DeviceMemory
 from ..plan.memory import MemoryPlan
-from .archive import answered_between, archive_report, archive_stats, recalled_between
+from .archive import answered_between, archive_report, archive_stats, recall_reason, recalled_between
 from .report import Eviction, Report, Turn
 
 EVENTS_MAX = 256
@@ -96,6 +96,11 @@ class Facts:
         """Why layers that should run as graphs do not, as `look` saw it last."""
         stats = self._seen[0]
         return None if stats is None else stats.reason.decode("utf-8", "replace") or None
+
+    @property
+    def recall_reason(self) -> str | None:
+        """The same of recalls."""
+        return recall_reason(self._archive)
 
     def look(self) -> None:
         """Take the figures that `report` gives, at a moment when no other thread uses the context."""

@@ -50,6 +50,8 @@ class ArchiveReport:
     place: "ram" or "file"; path: of the file, or of the folder where it lies without a name; None in memory. types: of
     its rows of K and V. rows: positions that are in it. bytes: that it can grow to, where it lies; host_bytes: of it
     and its buffers in memory now. written_bytes, read_bytes, write_seconds: since the model was loaded.
+    backend: what attends when cells are chosen again, "cpu", "graph (CUDA0)", or both with " + "; backend_reason: why
+    layers that should run as graphs do not, or None.
     """
 
     place: str
@@ -61,6 +63,8 @@ class ArchiveReport:
     read_bytes: int
     write_seconds: float
     path: str | None
+    backend: str = "cpu"
+    backend_reason: str | None = None
 
 
 @dataclass(frozen=True)

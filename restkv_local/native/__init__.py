@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..location import library_dir
 from .library import Failure, check, error_type, failure, forget_failure, lib, methods
-from .params import arm_archive, arm_shares, params_from
+from .params import archive_params, arm_archive, arm_shares, params_from
 from .structs import (
     ABI_VERSION,
     ALLOCATION,
@@ -90,6 +90,7 @@ __all__ = [
     "Stats",
     "TEXT_MAX",
     "UNSUPPORTED",
+    "archive_params",
     "arm_archive",
     "arm_shares",
     "check",

@@ -92,16 +92,21 @@ def arm_archive(archive: ArchivePlan | None, types: tuple[int, int] | None, path
     """
     if archive is None:
         return
+    args = archive_params(archive, types)
+    args.path = None if path is None else os.fsencode(path)
+    check(lib().restkv_arm_archive(C.byref(args)))
+
+
+def archive_params(archive: ArchivePlan, types: tuple[int, int] | None) -> ArchiveParams:
+    """An archive as the native side takes it, without the path of its file; types as of arm_archive."""
     type_k, type_v = types or (-1, -1)
-    args = ArchiveParams(
+    return ArchiveParams(
         place=PLACE[archive.place],
         type_k=type_k,
         type_v=type_v,
         n_ctx=archive.rows,
-        path=None if path is None else os.fsencode(path),
         n_rows=RECALL_ROWS,
         kernel=RECALL_KERNEL,
         sinks=RECALL_SINKS,
         n_guide=GUIDE_MAX,
     )
-    check(lib().restkv_arm_archive(C.byref(args)))

@@ -156,6 +156,10 @@ class ArchiveStats(C.Structure):
         ("n_copied", C.c_uint64),
         ("us_score", C.c_uint64),
         ("us_copy", C.c_uint64),
+        ("n_layer", C.c_uint32),
+        ("n_layer_graph", C.c_uint32),
+        ("devices", C.c_char * NAME_MAX),
+        ("reason", C.c_char * REASON_MAX),
     ]
 
 
@@ -340,6 +344,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_abort_on_flag": (C.c_bool, [C.c_void_p]),
     "restkv_score": (C.c_int, [C.POINTER(ScoreArgs), C.POINTER(ScoreOut)]),
     "restkv_recall_score": (C.c_int, [C.POINTER(RecallArgs), C.c_void_p, C.c_void_p]),
+    "restkv_recall_score_on": (
+        C.c_int,
+        [C.POINTER(RecallArgs), C.c_char_p, C.c_uint64, C.c_void_p, C.c_void_p],
+    ),
     "restkv_score_on": (C.c_int, [C.POINTER(ScoreArgs), C.c_char_p, C.c_uint64, C.POINTER(ScoreOut)]),
     "restkv_select": (C.c_int, [C.c_void_p, C.c_uint32, C.c_uint32, C.c_void_p]),
     "restkv_share": (
@@ -353,6 +361,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_plan_graph": (
         C.c_int,
         [C.POINTER(Params), C.POINTER(LayerShape), C.c_char_p, C.POINTER(C.c_uint64), C.POINTER(C.c_uint64)],
+    ),
+    "restkv_plan_recall": (
+        C.c_int,
+        [C.POINTER(Params), C.POINTER(ArchiveParams), C.POINTER(LayerShape), C.c_char_p, *[C.POINTER(C.c_uint64)] * 2],
     ),
     "restkv_compact_on": (
         C.c_int,

@@ -21,7 +21,7 @@ NO_GPU = "there is no GPU here, or this build has no part for it"
 
 
 def graph_memory(plan: MemoryPlan, probe: Probe, evict: EvictConfig, device: str) -> GraphMemory | None:
-    """What evictions as graphs will take for one device, before anything is loaded; None: they do not run as graphs.
+    """What evictions and recalls as graphs will take for one device, before anything is loaded; None: neither runs so.
 
     device: as ggml names it. Raises ConfigError when there is no such device.
     """
@@ -36,9 +36,15 @@ def graph_memory(plan: MemoryPlan, probe: Probe, evict: EvictConfig, device: str
         cells, plan.shares.rows, plan.allocation == "ada",
     )  # fmt: skip
     here, host = ctypes.c_uint64(), ctypes.c_uint64()
-    by = ctypes.byref
-    native.check(native.lib().restkv_plan_graph(by(params), by(shape), device.encode(), by(here), by(host)))
-    return GraphMemory(here.value, host.value) if here.value else None
+    by, lib, name = ctypes.byref, native.lib(), device.encode()
+    native.check(lib.restkv_plan_graph(by(params), by(shape), name, by(here), by(host)))
+    memory = GraphMemory(here.value, host.value)
+    if plan.archive is not None:
+        of_k, of_v = plan.archive.types
+        archive = native.archive_params(plan.archive, (GGML_TYPES[of_k], GGML_TYPES[of_v]))
+        native.check(lib.restkv_plan_recall(by(params), by(archive), by(shape), name, by(here), by(host)))
+        memory = GraphMemory(memory.device_bytes + here.value, memory.host_bytes + host.value)
+    return memory if memory.device_bytes else None
 
 
 def fit(

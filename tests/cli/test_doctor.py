@@ -24,6 +24,7 @@ from places import PATHS, SUPPORT
 from restkv_local import native
 from restkv_local.check import Device, DeviceCheck, StageCheck, check_device, devices, first_load, stages
 from restkv_local.check.cases import MOVES, SCORES, TYPES, arrays_of, pack, rows_of
+from restkv_local.check.recalls import RECALLS
 from restkv_local.cli.chat import main as chat
 from restkv_local.cli.doctor import command as doctor_module
 from restkv_local.config import CHECK_ERROR_MAX
@@ -191,7 +192,8 @@ def test_doctor_on_the_cpu(tmp_path: Path) -> None:
     for check in (fused, graphs):
         assert check["verdict"] == "ok" and check["rows_equal"] is True and not check["quick"]
         assert 0.0 < check["error"] < 1e-5 and check["sets"] == 1.0
-        assert [stage["case"] for stage in check["stages"]] == [case.name for case in (*SCORES, *MOVES)]
+        recalls = RECALLS if check is graphs else ()
+        assert [stage["case"] for stage in check["stages"]] == [case.name for case in (*SCORES, *MOVES, *recalls)]
         assert {stage["verdict"] for stage in check["stages"]} == {"ok"}
     speed = graphs["speed"]
     assert speed["copy_bytes_per_s"] > 1e6 and speed["attend_seconds"] > 0 and speed["shape"]["cells"] == 2048
@@ -326,7 +328,7 @@ def test_a_wrong_stage_is_found_and_avoided(stage: str, served: tuple[Path, Path
     check = found["quick"]["check"]
     assert check["verdict"] == "mismatch"
     bad = {one["stage"] for one in check["stages"] if one["verdict"] == "mismatch"}
-    assert bad == ({"attend", "score"} if stage == "attend" else {"compact"})
+    assert bad == {"recall"} | ({"attend", "score"} if stage == "attend" else {"compact"})
     assert check["rows_equal"] is (stage == "attend")
 
     for name in ("first", "second"):

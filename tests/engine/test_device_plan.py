@@ -161,6 +161,9 @@ def foreseen(engine: Engine, device: str) -> dict[str, GraphMemory]:
         ("llama", {"allocation": "pyramid"}),
         ("llama", {"allocation": "ada"}),
         ("llama", {"allocation": "ada", "method": "keydiff"}),
+        ("llama", {"archive": "ram", "prefill": "recall"}),
+        ("gpt-oss", {"archive": "ram", "archive_type": "q8_0"}),
+        ("gemma2", {"archive": "ram", "method": "fifo"}),
     ],
     ids=str,
 )

@@ -82,6 +82,16 @@ READING = {
     "cells:0:memory:ask": LOST,
 }
 
+# Where a device attends, also while a panel of keys is on its way to it.
+READING_GRAPH = {
+    "reading:1:memory": AS_IT_WAS,
+    "keys:0:device": AS_IT_WAS,
+    "keys:1:memory": AS_IT_WAS,
+    "fetch:1:device": AS_IT_WAS,
+    "keys:1:device:ask": AS_IT_WAS,
+    "fetch:1:memory:ask": LOST,
+}
+
 CASES: list[Case] = [
     ({"stages": "fused"}, FUSED),
     ({"stages": "host"}, HOST),
@@ -96,6 +106,7 @@ CASES: list[Case] = [
     ({"stages": "fused", "prefill": "guided"}, {"score:0:memory": AS_IT_WAS, "score:1:memory": LOST}),
     ({"stages": "fused", "prefill": "exact"}, {"move:1:memory": LOST}),
     ({"archive": "ram"}, READING),
+    ({"archive": "ram", "stages": "graph"}, READING_GRAPH),
     ({"archive": "ram", "prefill": "stream"}, {"archive:1:memory": AS_IT_WAS, "move:1:memory": LOST}),
 ]
 

@@ -12,7 +12,7 @@ from test_parity import check_logits, check_same, prompt
 import devices
 import models
 from evicting import Evicting
-from restkv_local.config import EvictConfig
+from restkv_local.config import EvictConfig, Stages
 from restkv_local.reference.model import ReferenceEngine
 from stock import GGML_TYPES, Stock
 
@@ -31,10 +31,12 @@ class Both:
     """The library and the reference, side by side; after every step they hold the same."""
 
     def __init__(self, path: Path, config: EvictConfig = CONFIG, *, archive: str | Path = "ram", kv: str = "f16",
-                 archive_type: str = "auto", device: str = "CPU", n_threads: int = 1) -> None:  # fmt: skip
+                 archive_type: str = "auto", device: str = "CPU", stages: Stages = "auto",
+                 n_threads: int = 1) -> None:  # fmt: skip
         number = -1 if archive_type == "auto" else GGML_TYPES[archive_type]
         self.reference = ReferenceEngine(path, BUDGET, CAPACITY, config, type_k=kv, type_v=kv, archive=True,
                                          archive_type=archive_type)  # fmt: skip
+        config = config.with_(stages=stages)
         self.native = Evicting(path, BUDGET, CAPACITY, config, type_k=kv, type_v=kv, archive=archive, n_ctx=1024,
                                archive_types=(number, number), device=device, n_threads=n_threads)  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -34,10 +35,11 @@ class Case:
         self.row_pos = np.arange(n + n_own - queries, n + n_own, dtype=np.int32)
 
     def native(self, budget: int, window: int, *, kind: str = "f16", threads: int = 1, softcap: float = 0.0,
-               sinks: np.ndarray | None = None, settings: RecallSettings | None = None,
-               ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+               sinks: np.ndarray | None = None, settings: RecallSettings | None = None, device: str = "",
+               tile_floats: int = 0) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Scores and chosen positions, on the CPU's threads or by graphs on a device."""
         settings = settings or RecallSettings()
-        k, own = (np.ascontiguousarray(x if kind == "f16" else x.astype(np.float32)) for x in (self.k, self.own))
+        k, own = (rows_as(x, kind) for x in (self.k, self.own))
         scores = np.empty((self.kv, self.n), np.float32)
         chosen = np.empty((self.kv, min(budget, self.n)), np.int32)
         args = native.RecallArgs(
@@ -47,7 +49,11 @@ class Case:
             q=address(self.q), row_pos=address(self.row_pos), k=address(k), k_own=address(own),
             attn_sinks=None if sinks is None else address(sinks),
         )  # fmt: skip
-        native.check(native.lib().restkv_recall_score(ctypes.byref(args), address(scores), address(chosen)))
+        out = address(scores), address(chosen)
+        if device:
+            native.check(native.lib().restkv_recall_score_on(ctypes.byref(args), device.encode(), tile_floats, *out))
+        else:
+            native.check(native.lib().restkv_recall_score(ctypes.byref(args), *out))
         return scores, chosen
 
     def reference(self, budget: int, window: int, *, softcap: float = 0.0, sinks: np.ndarray | None = None,
@@ -59,6 +65,13 @@ class Case:
             sinks=None if sinks is None else torch.from_numpy(sinks),
         )  # fmt: skip
         return scores.numpy(), chosen.numpy()
+
+
+def rows_as(x: np.ndarray, kind: str) -> np.ndarray:
+    """Rows in a type of ggml."""
+    if kind == "f16" or not x.size:
+        return np.ascontiguousarray(x)
+    return np.ascontiguousarray(gguf.quantize(x.astype(np.float32), gguf.GGMLQuantizationType[kind.upper()]))
 
 
 def address(x: Any) -> int:

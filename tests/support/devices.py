@@ -2,6 +2,7 @@
 
 In an ordinary build that is the CPU alone. A build with CUDA, Metal or Vulkan adds its devices, without a switch.
 RESTKV_TEST_RPC=HOST:PORT,... adds the devices that servers of ggml's RPC backend offer (tests/native/test_rpc.py).
+RESTKV_TEST_LATE=1 adds one that works when it is waited for (tests/native/test_late.py).
 """
 
 from __future__ import annotations
@@ -41,12 +42,17 @@ def found() -> tuple[str, ...]:
         rpc.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
         ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
         ggml.ggml_backend_register(rpc.ggml_backend_rpc_add_server(server.encode()))
+    if os.environ.get("RESTKV_TEST_LATE"):
+        ggml, late = library("ggml"), library("ggml-late")
+        late.ggml_backend_late_reg.restype = ctypes.c_void_p
+        ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
+        ggml.ggml_backend_register(late.ggml_backend_late_reg())
     return tuple(device.name for device in devices() if device.kind in _KINDS)
 
 
 def computes_as_the_cpu(name: str) -> bool:
     """Whether results must be those of the fused stages to the last bit: the same code does the arithmetic."""
-    return name == "CPU" or name.startswith("RPC")
+    return name == "CPU" or name.startswith(("RPC", "LATE"))
 
 
 def placed(name: str, gpu_layers: int) -> dict[str, int]:

@@ -12,10 +12,10 @@ from native_build import build
 from restkv_local import native
 
 
-def join(cache: Path, folder: Path) -> Path:
-    """The library under test and the backend in one folder, where they find each other."""
+def join(cache: Path, folder: Path, name: str = "rpc") -> Path:
+    """The library under test and a backend of the tests in one folder, where they find each other."""
     shutil.copytree(native.library_dir(), folder)
-    for path in (build(cache, "restkv-rpc") / "rpc").glob("libggml-rpc.*"):
+    for path in (build(cache, f"restkv-{name}") / name).glob(f"libggml-{name}.*"):
         shutil.copy2(path, folder)
     return folder
 

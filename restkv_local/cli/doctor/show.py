@@ -96,7 +96,7 @@ def _devices(devices: list[dict[str, Any]]) -> Table:
 
 def _checks(checks: list[dict[str, Any]]) -> Table:
     caption = "Error: the largest, relative. Sets: chosen cells that agree, the least."
-    table = Table(title="Stages of an eviction", caption=caption)
+    table = Table(title="Stages of an eviction, and of a recall", caption=caption)
     for name in ("device", "verdict", "cases", "error", "sets", "rows moved", "time"):
         table.add_column(name, justify="left" if name in ("device", "verdict", "rows moved") else "right")
     for check in checks:

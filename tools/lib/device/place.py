@@ -15,7 +15,13 @@ from ..setup.source import ROOT
 Words = list[str | Path]
 
 PROBE = Path(__file__).with_name("probe.py")
-GRAPH_TESTS = tuple(f"tests/native/test_{name}.py" for name in ("graph", "graph_scores", "recall", "look"))
+GRAPH_TESTS = (
+    "tests/native/test_graph.py",
+    "tests/native/test_graph_scores.py",
+    "tests/native/test_recall.py",
+    "tests/native/test_recall_graphs.py",
+    "tests/native/test_look.py",
+)
 RPC_TESTS = "tests/native/test_rpc.py"
 PLAN_TESTS = "tests/engine/test_device_plan.py"
 
