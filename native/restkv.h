@@ -20,7 +20,7 @@
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define RESTKV_ABI_VERSION 9
+#define RESTKV_ABI_VERSION 10
 
 #define RESTKV_NAME_MAX   32
 #define RESTKV_REASON_MAX 192
@@ -71,7 +71,8 @@ typedef enum restkv_rows {
     RESTKV_ROWS_MEAN         = 2,
     RESTKV_ROWS_INVERTED_EMA = 3,  // the oldest row weighs alpha
     RESTKV_ROWS_LAST         = 4,  // the newest row alone
-    RESTKV_ROWS_SUM          = 5,  // not divided by their number (not with RECONSTRUCTION)
+    RESTKV_ROWS_MAX          = 5,  // the largest, or their mean over the cells (not with RECONSTRUCTION)
+    RESTKV_ROWS_SUM          = 6,  // not divided by their number (not with RECONSTRUCTION)
 } restkv_rows;
 
 typedef enum restkv_reduce {

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import config
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
