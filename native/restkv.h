@@ -71,7 +71,8 @@ typedef enum restkv_rows {
     RESTKV_ROWS_MEAN         = 2,
     RESTKV_ROWS_INVERTED_EMA = 3,  // the oldest row weighs alpha
     RESTKV_ROWS_LAST         = 4,  // the newest row alone
-    RESTKV_ROWS_SUM          = 5,  // not divided by their number (not with RECONSTRUCTION)
+    RESTKV_ROWS_MAX          = 5,  // the largest, or their mean over the cells (not with RECONSTRUCTION)
+    RESTKV_ROWS_SUM          = 6,  // not divided by their number (not with RECONSTRUCTION)
 } restkv_rows;
 
 typedef enum restkv_reduce {

@@ -17,7 +17,7 @@ Pooling = Literal["none", "avgpool", "maxpool", "adaptive"]
 MetricMode = Literal["after", "before"]
 Reduce = Literal["mean", "max"]
 Indicator = Literal["reconstruction", "attention", "attention-value-norm"]
-Rows = Literal["ema", "mean", "inverted-ema", "last"]
+Rows = Literal["ema", "mean", "inverted-ema", "last", "max"]
 Stages = Literal["auto", "fused", "graph", "host"]
 Allocation = Literal["uniform", "pyramid", "ada"]
 Place = Literal["none", "ram", "file"]
@@ -150,7 +150,8 @@ class EvictConfig:
     pooling: how scores are smoothed along the text, of methods that do so. None: the method's own.
     metric_mode, use_wo, use_norm, use_ema: options of ReST-KV (docs/methods.md).
     indicator: what ReST-KV's score is made of; the last two are of its paper's ablation.
-    rows: how ReST-KV averages the rows of the window; None: as use_ema says.
+    rows: how ReST-KV averages the rows of the window; None: as use_ema says. "max": no average but the largest, at
+        least the mean of these over the cells, as DefensiveKV does; with the indicators that are attention.
     reduce: how the query heads of a group share one set: mean or max of their smoothed scores.
     allocation: how the budget is shared out (docs/methods.md): the same everywhere, as a pyramid over the layers, or
         over the KV heads of a layer as their scores ask. The total stays that of the budget.
@@ -217,6 +218,7 @@ class EvictConfig:
         one_of("indicator", self.indicator, INDICATORS)
         if self.rows is not None:
             one_of("rows", self.rows, ROWS)
+            check_rows(self.rows, self.indicator)
         if self.kernel is not None:
             in_range("kernel", self.kernel, 1, KERNEL_MAX)
             if self.kernel % 2 == 0:
@@ -354,6 +356,15 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is not in a fixed list."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def check_rows(rows: str, indicator: str) -> None:
+    """Refuse a way to make one of the window's rows that an indicator cannot use."""
+    if rows in ("max", "sum") and indicator == "reconstruction":
+        raise ConfigError(
+            f"rows '{rows}' is no average, which indicator 'reconstruction' needs: set indicator to "
+            "'attention-value-norm' or 'attention' too"
+        )
 
 
 def archive_place(archive: object) -> Place:

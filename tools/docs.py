@@ -50,7 +50,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "longbench tasks": tasks.longbench,
     "infinitebench tasks": tasks.infinitebench,
     "reason tasks": tasks.reason,
-    "turns": turns.tables,
+    **{name: turns.block(name) for name in turns.COMMANDS},
     "turns commands": turns.commands,
     "quality commands": quality.commands,
     "quality reading": quality.reading,

@@ -24,8 +24,9 @@ restkv_status restkv_check_params(const restkv_params & p) {
         p.rows < RESTKV_ROWS_AUTO || p.rows > RESTKV_ROWS_SUM) {
         return restkv_fail(RESTKV_INVALID, "unknown indicator or weighting of the rows");
     }
-    if (p.rows == RESTKV_ROWS_SUM && p.indicator == RESTKV_INDICATOR_RECONSTRUCTION) {
-        return restkv_fail(RESTKV_INVALID, "the sum of the rows is no attention: the reconstruction needs an average");
+    if ((p.rows == RESTKV_ROWS_SUM || p.rows == RESTKV_ROWS_MAX) && p.indicator == RESTKV_INDICATOR_RECONSTRUCTION) {
+        return restkv_fail(RESTKV_INVALID,
+                           "the sum of the rows, or the largest, is no attention: the reconstruction needs an average");
     }
     if (!std::isfinite(p.alpha) || p.alpha > 1.0f || !std::isfinite(p.tau) || p.tau < 0.0f) {
         return restkv_fail(RESTKV_INVALID, "alpha must be at most 1 and tau at least 0");

@@ -30,7 +30,8 @@ size_t restkv_graph_builder::nodes(const restkv_graph & graph, const restkv_grap
                    ((15 + split) * keys + drift + 128 + values * (row * tile.n_rows + 2 * (13 + split) + 11 + split)) +
                64;
     }
-    return blocks * ((15 + split) * keys + drift + 64) + (30 + 2 * split) * values + (35 + split) * keys + 64;
+    return blocks * ((15 + split) * keys + drift + (graph.takes_largest ? 128 : 64)) + (30 + 2 * split) * values +
+           (35 + split) * keys + 64;
 }
 
 restkv_graph_builder::restkv_graph_builder(const restkv_graph & graph, ggml_context * ctx,
@@ -83,8 +84,8 @@ void restkv_graph_builder::attend() {
             ggml_tensor * e = ggml_view_2d(ctx, graph.weights, 1, n, sizeof(float), from * sizeof(float));
             a               = ggml_mul(ctx, a, e);
         }
-        a    = sum_rows_of_window(a);
-        abar = abar ? ggml_add(ctx, abar, a) : a;
+        a    = join_rows_of_window(a);
+        abar = abar ? join(abar, a) : a;
         ggml_build_forward_expand(gf, abar);
     }
     for (uint32_t p = 0, j = 0; p < sums.size(); j += sums[p++]->ne[0]) {
@@ -177,8 +178,13 @@ ggml_tensor * restkv_graph_builder::attention(uint32_t from, uint32_t n) const {
     return ggml_soft_max(ctx, z);
 }
 
-// By halves: a few adds, and their rounding does not pile up.
-ggml_tensor * restkv_graph_builder::sum_rows_of_window(ggml_tensor * a) const {
+// ggml has no larger of two.
+ggml_tensor * restkv_graph_builder::join(ggml_tensor * a, ggml_tensor * b) const {
+    return ggml_add(ctx, a, graph.takes_largest ? ggml_relu(ctx, ggml_sub(ctx, b, a)) : b);
+}
+
+// By halves: a few operations, and the rounding of a sum does not pile up.
+ggml_tensor * restkv_graph_builder::join_rows_of_window(ggml_tensor * a) const {
     const auto rows = [&](uint32_t from, uint32_t n) {
         return ggml_view_4d(ctx, a, a->ne[0], n, g, T, a->nb[1], a->nb[2], a->nb[3], from * a->nb[1]);
     };
@@ -187,10 +193,10 @@ ggml_tensor * restkv_graph_builder::sum_rows_of_window(ggml_tensor * a) const {
         if (n % 2) {
             odd.push_back(rows(n - 1, 1));
         }
-        a = ggml_add(ctx, rows(0, n / 2), rows(n / 2, n / 2));
+        a = join(rows(0, n / 2), rows(n / 2, n / 2));
     }
     for (ggml_tensor * row : odd) {
-        a = ggml_add(ctx, a, row);
+        a = join(a, row);
     }
     return a->ne[1] == 1 && ggml_is_contiguous(a) ? a : ggml_cont(ctx, a);
 }

@@ -45,7 +45,8 @@ private:
     factor        factor_of(ggml_tensor * x, ggml_type from) const;
     ggml_tensor * product(const factor & a, const factor & b) const;
     ggml_tensor * attention(uint32_t from, uint32_t n) const;     // [n_cols, n, g, T], rows from ..
-    ggml_tensor * sum_rows_of_window(ggml_tensor * a) const;      // [n_cols, 1, g, T]
+    ggml_tensor * join(ggml_tensor * a, ggml_tensor * b) const;   // their sum, or the larger of the two
+    ggml_tensor * join_rows_of_window(ggml_tensor * a) const;     // [n_cols, 1, g, T]
     ggml_tensor * drift(ggml_tensor * a) const;                   // [4, rows, g, T]
     ggml_tensor * hidden_cells(uint32_t from, uint32_t n) const;  // [n, 1, 1, T]
     ggml_tensor * dominant(ggml_tensor * w) const;

@@ -21,6 +21,7 @@ restkv_graph::restkv_graph(ggml_backend_dev_t device, ggml_backend_buffer_type_t
     buft(buft),
     params(params),
     kind(restkv_graph_kind_of(params)),
+    takes_largest(restkv_graph_takes_largest(params)),
     most{ most.n_cells, most.n_rows, most.n_kept, most.tile_floats > 0 ? most.tile_floats : TILE_FLOATS },
     dry(dry),
     inputs_ctx(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true })),

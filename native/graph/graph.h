@@ -31,8 +31,11 @@ inline bool restkv_graph_scores_cells(restkv_graph_kind kind) {
     return kind != RESTKV_GRAPH_NONE && kind != RESTKV_GRAPH_MOVES && kind != RESTKV_GRAPH_VOTES;
 }
 
-// Weights of the rows of the window, or none: a plain sum.
+// Weights of the rows of the window, or none: a plain sum, or the largest of them.
 std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n_rows);
+
+// Whether of the rows of the window the largest counts.
+bool restkv_graph_takes_largest(const restkv_params & params);
 
 // One layer's cache, all tensors in the same buffer type. Row of k: [n_head_kv][d_k]; of v: [n_head_kv][d_v].
 struct restkv_graph_layer {
@@ -65,7 +68,7 @@ struct restkv_graph_cells {
 
     const int32_t * row_slots = nullptr;    // [n_rows] rows of the ring, oldest first
     uint32_t        n_rows    = 0;
-    const float *   weights   = nullptr;    // [n_rows], or null: a plain sum
+    const float *   weights   = nullptr;    // [n_rows], or null: a plain sum or the largest
     const int32_t * n_visible = nullptr;    // [n_rows] ascending: a row sees the first cells, all but the newest
 
     uint32_t         drift_top  = 0;        // cells per row that the drift is measured over; 0: none
@@ -230,6 +233,7 @@ private:
     const ggml_backend_buffer_type_t buft;
     const restkv_params &            params;
     const restkv_graph_kind          kind;
+    const bool                       takes_largest;      // of the rows, and not their sum
     const sizes                      most;
     const bool                       dry;                // only measures
     bool                             hides     = false;  // a layer has hidden cells

@@ -15,6 +15,11 @@ std::vector<float> restkv_graph_weights(const restkv_params & params, uint32_t n
     return method && method->row_weights ? method->row_weights(params, n_rows) : std::vector<float>();
 }
 
+bool restkv_graph_takes_largest(const restkv_params & params) {
+    const restkv_method * method = restkv_find_method(params.method);
+    return method && method->row_weights && method->row_weights(params, 1).empty();
+}
+
 static void score_keys(const restkv_graph_scores & scores, const restkv_graph_layer & layer, uint32_t hk,
                        uint32_t first, float * raw) {
     const uint32_t n  = scores.n_past - first;
@@ -79,6 +84,9 @@ void restkv_graph_raw(const restkv_graph_scores & scores, const restkv_params & 
     const uint32_t n    = scores.n_past - first;
     if (!scores.distance2) {
         std::copy(abar, abar + n, raw);
+        if (restkv_graph_takes_largest(params)) {
+            restkv_raise_to_mean(raw, n);
+        }
         for (uint32_t j = 0; scores.lengths2 && j < n; ++j) {
             raw[j] = (float) (raw[j] * std::sqrt((double) scores.lengths2[(size_t) hk * scores.n_past + first + j]));
         }

@@ -25,6 +25,24 @@ private:
     restkv_scratch &           scratch;
 };
 
+// raw = the largest of the rows
+class largest_of_rows : public restkv_row_sink {
+public:
+    largest_of_rows(const restkv_view & view, restkv_scratch & scratch) : view(view), scratch(scratch) {}
+
+    void row(const restkv_row & r) override {
+        float *        raw = scratch.raw.data() + (size_t) r.head * scratch.n_pad;
+        const uint32_t n   = std::min(r.n_visible, view.n_past);
+        for (uint32_t j = 0; j < n; ++j) {
+            raw[j] = std::max(raw[j], r.a[j]);
+        }
+    }
+
+private:
+    const restkv_view & view;
+    restkv_scratch &    scratch;
+};
+
 // raw[h][j] *= ||v_j||
 void times_value_norm(const restkv_view & view, restkv_scratch & scratch) {
     std::vector<double> squared(scratch.panel_v);
@@ -56,9 +74,31 @@ void restkv_sum_attention(const restkv_view & view, const std::vector<float> & w
     restkv_attend(view, scratch, drift_top, sink);
 }
 
+// A cell that no row of the window asks for may be asked for later: it counts as much as the others do on average, so
+// that among such cells the values decide.
+void restkv_raise_to_mean(float * raw, uint32_t n) {
+    double sum = 0.0;
+    for (uint32_t j = 0; j < n; ++j) {
+        sum += raw[j];
+    }
+    const float mean = (float) (sum / std::max(n, 1u));
+    for (uint32_t j = 0; j < n; ++j) {
+        raw[j] = std::max(raw[j], mean);
+    }
+}
+
 void restkv_score_attention(const restkv_view & view, const restkv_params & params, uint32_t drift_top,
                             restkv_scratch & scratch) {
-    restkv_sum_attention(view, restkv_row_weights(params, view.n_rows), drift_top, scratch);
+    if (params.rows == RESTKV_ROWS_MAX) {
+        std::fill(scratch.raw.begin(), scratch.raw.end(), 0.0f);
+        largest_of_rows sink(view, scratch);
+        restkv_attend(view, scratch, drift_top, sink);
+        for (uint32_t h = 0; h < view.group; ++h) {
+            restkv_raise_to_mean(scratch.raw.data() + (size_t) h * scratch.n_pad, view.n_past);
+        }
+    } else {
+        restkv_sum_attention(view, restkv_row_weights(params, view.n_rows), drift_top, scratch);
+    }
     if (params.indicator == RESTKV_INDICATOR_ATTENTION_V) {
         const int64_t t_start = ggml_time_us();
         times_value_norm(view, scratch);

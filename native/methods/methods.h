@@ -49,7 +49,8 @@ struct restkv_method {
     // What of it runs as a graph where the cells are on a device; restkv_graph_is<...> when the settings do not matter
     restkv_graph_kind (*graph)(const restkv_params & params);
 
-    // Weights of the rows of the window when their attention is added up, oldest first. Null: a plain sum.
+    // Weights of the rows of the window when their attention is added up, oldest first; none: it is not, the largest
+    // counts. Null: a plain sum.
     std::vector<float> (*row_weights)(const restkv_params & params, uint32_t n_rows) = nullptr;
 
     restkv_budgets budgets = RESTKV_BUDGETS_ANY;
@@ -70,6 +71,9 @@ const restkv_method * restkv_find_method(const char * name);
 // raw = weighted sum of the rows of attention; weights: [view.n_rows]. (attention.cpp)
 void restkv_sum_attention(const restkv_view & view, const std::vector<float> & weights, uint32_t drift_top,
                           restkv_scratch & scratch);
+
+// raw[j] = max(raw[j], mean of raw[0 .. n)): of the scores of a query head, where the largest row counts. (attention.cpp)
+void restkv_raise_to_mean(float * raw, uint32_t n);
 
 // The indicators of ReST-KV's ablation that look at attention, not at the output. (attention.cpp)
 void restkv_score_attention(const restkv_view & view, const restkv_params & params, uint32_t drift_top,

@@ -98,6 +98,9 @@ std::vector<float> restkv_row_weights(const restkv_params & params, uint32_t n_r
                          params.use_ema                  ? RESTKV_ROWS_EMA :
                                                            RESTKV_ROWS_MEAN;
 
+    if (rows == RESTKV_ROWS_MAX) {
+        return {};
+    }
     std::vector<float> e(n_rows, rows == RESTKV_ROWS_SUM ? 1.0f : 1.0f / n_rows);
     if (rows == RESTKV_ROWS_LAST) {
         std::fill(e.begin(), e.end(), 0.0f);

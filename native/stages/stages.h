@@ -128,7 +128,8 @@ uint32_t restkv_load_keys(const restkv_view & view, restkv_scratch & scratch, ui
 // Fill scratch.values with the panel that starts at cell `from`; returns its number of cells.
 uint32_t restkv_load_values(const restkv_view & view, restkv_scratch & scratch, uint32_t from);
 
-// Weights of the rows, oldest first, as params.rows says. EMA: e_0 = (1-alpha)^(w-1), e_i = alpha (1-alpha)^(w-1-i).
+// Weights of the rows, oldest first, as params.rows says. EMA: e_0 = (1-alpha)^(w-1), e_i = alpha (1-alpha)^(w-1-i). MAX:
+// none, as nothing is added up.
 std::vector<float> restkv_row_weights(const restkv_params & params, uint32_t n_rows);
 
 // ---- smooth ------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ void test_refusals(llama_model * model, const char * path) {
     p      = settings("restkv");
     p.rows = RESTKV_ROWS_SUM;
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);
+    p.rows = RESTKV_ROWS_MAX;
+    CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID && strstr(restkv_last_error(), "largest") != nullptr);
     p        = settings("fifo");
     p.window = 0;
     CHECK(restkv_arm(&p, path, nullptr) == RESTKV_INVALID);

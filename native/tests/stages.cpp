@@ -214,7 +214,7 @@ static void test_score_sizes() {
             args.params.tau         = 1.0f;
             args.params.use_wo = args.params.use_ema = 1;
             args.params.indicator                    = (int32_t) (n % 3);
-            args.params.rows                         = RESTKV_ROWS_INVERTED_EMA;
+            args.params.rows                         = n % 3 == 2 ? RESTKV_ROWS_MAX : RESTKV_ROWS_INVERTED_EMA;
             args.params.sinks                        = 1;
             args.layer                               = 1;
             args.n_layer                             = 2;

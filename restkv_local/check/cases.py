@@ -80,6 +80,7 @@ SCORES: tuple[ScoreCase, ...] = (
     ScoreCase("restkv, mean of rows, max of heads", _restkv(use_ema=False, pooling="none", reduce="max")),
     ScoreCase("restkv, tau 0.5", _restkv(tau=0.5, alpha=None)),
     ScoreCase("restkv, inverted ema", _restkv(rows="inverted-ema")),
+    ScoreCase("restkv, largest row", _restkv(indicator="attention-value-norm", rows="max", reduce="max")),
 )
 
 MOVES: tuple[MoveCase, ...] = (

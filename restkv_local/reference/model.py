@@ -305,15 +305,19 @@ class ReferenceEngine:
 
     def _recall_layer(self, il: int, q: torch.Tensor, q_pos: torch.Tensor, n_own: int) -> None:
         """Let queries q [heads, n, d] at the positions q_pos [n] choose the layer's cells; the last n_own stay."""
-        spec, cache, archive = self.model.spec, self._caches[il], self._archives[il]
+        pos = self._choose(il, q, q_pos, n_own)
+        self._caches[il].swap(pos, *self._archives[il].rows(pos), n_own)
+        self._askers[il] = self.pos_exact, q[:, -1]
+
+    def _choose(self, il: int, q: torch.Tensor, q_pos: torch.Tensor, n_own: int) -> torch.Tensor:
+        """[kv_heads, n] archived positions, ascending; another way to recall puts its own in this place."""
+        spec, cache = self.model.spec, self._caches[il]
         assert self.budget is not None
-        pos = recall_score(
-            q, q_pos, archive.k, cache.k[:, cache.cells - n_own :], settings=self._settings, budget=self.budget,
-            window=self._window, attn_scale=spec.attn_scale, softcap=spec.attn_softcap,
+        return recall_score(
+            q, q_pos, self._archives[il].k, cache.k[:, cache.cells - n_own :], settings=self._settings,
+            budget=self.budget, window=self._window, attn_scale=spec.attn_scale, softcap=spec.attn_softcap,
             sinks=self.model.layers[il].sinks,
         )[1]  # fmt: skip
-        cache.swap(pos, *archive.rows(pos), n_own)
-        self._askers[il] = self.pos_exact, q[:, -1]
 
     def _asks_anew(self, il: int, q: torch.Tensor, below: float) -> bool:
         """Whether a layer recalls for the queries q [heads, n, d]."""

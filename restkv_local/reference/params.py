@@ -22,6 +22,7 @@ from ..config import (
     ROWS,
     WINDOW_MAX,
     EvictConfig,
+    check_rows,
     in_range,
     one_of,
 )
@@ -45,7 +46,8 @@ class ScoreParams:
 
     reduce: None gives one set per query head, "mean" or "max" one set per KV head.
     layer: index of the layer (methods "random" and "lacache").
-    rows: as of `EvictConfig`; also "sum", not divided by the number of rows, for the indicators that are attention.
+    rows: as of `EvictConfig`; also "sum", not divided by the number of rows, for the indicators that are attention, as
+        "max" is.
     official_mask: method "h2o": queries before the window see every cell, later ones too, as in the published ReST-KV
         code; False: no query looks ahead. The engine never lets one.
     start_size, span, overlap, num_layers, cursor: the ladder of method "lacache" (restkv_local.plan.ladder).
@@ -122,7 +124,8 @@ class ScoreParams:
             raise ConfigError(f"kernel must be odd; try {self.kernel + 1}")
         one_of("indicator", self.indicator, INDICATORS)
         if self.rows is not None:
-            one_of("rows", self.rows, ROWS if self.indicator == "reconstruction" else (*ROWS, "sum"))
+            one_of("rows", self.rows, (*ROWS, "sum"))
+            check_rows(self.rows, self.indicator)
         in_range("scale", self.scale, 1, CELLS_MAX)
         if self.adaptive and self.window % 2:
             raise ConfigError(

@@ -122,6 +122,7 @@ def test_every_family(family: str, device: str, tmp_path: Path) -> None:
         {"rows": "last"},
         {"indicator": "attention"},
         {"indicator": "attention-value-norm"},
+        {"indicator": "attention-value-norm", "rows": "max", "reduce": "max"},
         {"metric_mode": "before", "scale": 50},
         {"metric_mode": "before", "use_norm": True, "reduce": "max"},
         {"method": "tova"},

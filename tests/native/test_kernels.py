@@ -114,6 +114,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"method": "lacache", "num_layers": 6, "layer": 3},
     {"indicator": "attention", "rows": "sum", "scale": 10},
     {"indicator": "attention-value-norm", "rows": "inverted-ema", "reduce": "mean"},
+    {"indicator": "attention", "rows": "max", "scale": 10},
+    {"indicator": "attention-value-norm", "rows": "max", "reduce": "max"},
 ]
 
 

@@ -167,6 +167,31 @@ def test_indicators_by_hand(function: str, case: int) -> None:
 
 
 @each_function
+@pytest.mark.parametrize("with_values", [False, True])
+def test_the_largest_row_by_hand(function: str, with_values: bool) -> None:
+    arrays = random_arrays(3, n=70, window=4)
+    largest = attention(arrays, future(4, 70))[:, :, :66].max(axis=1)
+    want = np.maximum(largest, largest.mean(axis=1, keepdims=True))
+    assert (want > largest).any() and (want == largest).any(), "the floor acts, on some"
+    if with_values:
+        want *= np.repeat(np.linalg.norm(arrays["v"].astype(np.float64), axis=-1), 2, axis=0)[:, :66]
+    indicator = "attention-value-norm" if with_values else "attention"
+    raw, smoothed, indices, *_ = score_function(function)(
+        **arrays, budget=20, window=4, indicator=indicator, rows="max", pooling="avgpool", kernel=5, reduce="max"
+    )
+    assert_scores_close(raw, want.astype(np.float32), 2e-5)
+    np.testing.assert_allclose(smoothed[:, 10], want[:, 8:13].mean(axis=1), rtol=2e-5)
+    best = np.argsort(-smoothed.reshape(2, 2, 66).max(axis=1), axis=1, kind="stable")[:, :16]
+    np.testing.assert_array_equal(indices, np.sort(best, axis=1))
+
+
+def test_the_largest_row_is_of_attention() -> None:
+    with pytest.raises(ConfigError, match="set indicator to 'attention-value-norm' or 'attention' too"):
+        EvictConfig(rows="max")
+    assert EvictConfig(rows="max", indicator="attention").rows_used == "max"
+
+
+@each_function
 def test_rows_of_the_reconstruction(function: str) -> None:
     arrays, run = random_arrays(4, n=80, window=8), score_function(function)
     common: dict[str, Any] = {"budget": 30, "window": 8, "pooling": "none"}
@@ -222,7 +247,7 @@ def test_traits_and_the_configuration() -> None:
         ({"method": ["tova"]}, "method must be one of restkv"),
         ({"method": "ablation", "indicator": "values"}, "indicator must be one of attn"),
         ({"method": "ablation", "ts": "median"}, "ts must be one of ema"),
-        ({"rows": "sum"}, "rows must be one of ema"),
+        ({"rows": "sum"}, "rows .sum. is no average"),
         ({"indicator": "gradient"}, "indicator must be one of reconstruction"),
         ({"method": "h2o", "q_win": np.zeros((4, 201, 32), np.float32)}, "from 1 to 200 queries"),
         ({"method": "tova", "q_win": np.zeros((4, 0, 32), np.float32)}, "from 1 to 200 queries"),

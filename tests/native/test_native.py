@@ -84,7 +84,7 @@ def test_mirror_has_every_field_and_function_of_the_header() -> None:
         ("POOLING", "NONE AVG MAX ADAPTIVE", native.POOLING),
         ("METRIC", "AFTER BEFORE", native.METRIC_MODE),
         ("INDICATOR", "RECONSTRUCTION ATTENTION ATTENTION_V", native.INDICATOR),
-        ("ROWS", "EMA MEAN INVERTED_EMA LAST SUM", native.ROWS),
+        ("ROWS", "EMA MEAN INVERTED_EMA LAST MAX SUM", native.ROWS),
         ("REDUCE", "NONE MEAN MAX", native.REDUCE),
         ("STAGES", "AUTO FUSED GRAPH HOST", native.STAGES),
         ("ALLOCATION", "UNIFORM PYRAMID ADA", native.ALLOCATION),
@@ -92,7 +92,7 @@ def test_mirror_has_every_field_and_function_of_the_header() -> None:
     ):
         assert [int(enums[f"{kind}_{name}"]) for name in names.split()] == list(numbers.values()), kind
     assert list(native.INDICATOR) == ["reconstruction", "attention", "attention-value-norm"]
-    assert list(native.ROWS) == ["ema", "mean", "inverted-ema", "last", "sum"]
+    assert list(native.ROWS) == ["ema", "mean", "inverted-ema", "last", "max", "sum"]
     assert list(native.POOLING) == ["none", "avgpool", "maxpool", "adaptive"]
     for name in ("OK", "INVALID", "UNSUPPORTED", "NOTHING", "IO", "NO_MEMORY", "GONE", "STATE", "ARCHIVE"):
         assert getattr(native, name) == int(enums[name])

@@ -110,6 +110,7 @@ def test_with_a_guide(family: str, folder: Path) -> None:
         {"method": "keydiff"},
         {"indicator": "attention", "rows": "last"},
         {"indicator": "attention-value-norm", "rows": "inverted-ema"},
+        {"indicator": "attention-value-norm", "rows": "max", "reduce": "max"},
         {"method": "streamingllm"},
         {"method": "random", "seed": 5},
         {"scale": 50},

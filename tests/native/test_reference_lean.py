@@ -33,6 +33,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"method": "lacache", "num_layers": 6, "layer": 3},
     {"indicator": "attention", "rows": "sum", "scale": 10},
     {"indicator": "attention-value-norm", "rows": "inverted-ema"},
+    {"indicator": "attention", "rows": "max", "scale": 10},
+    {"indicator": "attention-value-norm", "rows": "max", "reduce": "max"},
     {"rows": "inverted-ema", "scale": 10},
     {"rows": "last", "metric_mode": "before"},
     {"use_pyramid": True, "layer_idx": 2, "num_layers": 6, "scale": 10},

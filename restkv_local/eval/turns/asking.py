@@ -135,6 +135,9 @@ class Talk:
 
     def _read(self, tokens: list[int]) -> Recalled | None:
         engine, question = self._engine, self._way.question
+        if self._way.reference:  # its times and copies say nothing about the engine
+            engine.ask(tokens)
+            return None
         if question == TWO_PASSES:
             report = engine.recall(tokens)
             with _reading(engine, "stream"):

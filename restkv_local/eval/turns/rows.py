@@ -15,14 +15,18 @@ from ..variant import FULL
 EXACT = "exact"
 # How a question is read: as the text goes on, by a recall before it, or with a recall in every layer.
 PLAIN, TWO_PASSES, PER_LAYER = "plain", "two passes", "per layer"
+# What a recall of the reference engine chooses: every position that was read (for questions), or pages of positions.
+EVERYTHING, PAGES = "everything", "pages"
 
 
 class Way(NamedTuple):
-    """text, question: how each is read. summary: for the help text."""
+    """text, question: how each is read. summary: for the help text. reference: what the recalls of a row choose that
+    runs on the reference engine, in torch; "" for rows of the engine."""
 
     text: str
     question: str
     summary: str
+    reference: str = ""
 
     @property
     def archive(self) -> bool:
@@ -40,6 +44,8 @@ WAYS = {
     "recall-two-pass": Way("recall", TWO_PASSES, "read with recall, each question recalls before it is read"),
     "ceiling": Way(EXACT, PER_LAYER, "rows of the full cache, evicted once; asked as per-layer"),
     "ceiling-two-pass": Way(EXACT, TWO_PASSES, "the same, asked as two-pass"),
+    "attended": Way("recall", PER_LAYER, "read as recall, questions see all rows (in torch, slow)", EVERYTHING),
+    "pages": Way("recall", PER_LAYER, "as recall, but of pages of positions (in torch, slow)", PAGES),
 }
 DEFAULT = (FULL, "stream", "guided", "two-pass", "per-layer", "recall", "ceiling")
 

@@ -15,6 +15,7 @@ from ..results import Record, ResultFile
 from ..run import Progress
 from .asking import Talk
 from .document import make as make_document
+from .in_torch import in_torch
 from .prompts import FRESH, Chat, Form, Plain, Script, Turn, frame, script
 from .rows import Row, rows
 
@@ -137,6 +138,8 @@ def _run_row(
 ) -> None:
     # Cells for a whole text must still be fewer than the context, else nothing would ever be evicted.
     engine = grid.load(make, row.setting, batch.n_ctx + 2 * CELL_PAD)
+    if row.way.reference:
+        engine = in_torch(engine, row.setting.evict, row.way.reference)
     try:
         origin = {"device": device(), "versions": versions(), "threads": engine.n_threads, **grid.devices()}
         for one in scripts:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import ConfigError
-from .attention import AttentionSum, attention_sum
+from .attention import AttentionMax, AttentionSum, attention_max, attention_sum
 from .rows import Attending, Float64, HeadScores
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def literal(attention: Attention, inputs: ScoreInputs) -> Tensor:
 
     if inputs.params.indicator == "reconstruction":
         return (score_after if inputs.params.metric_mode == "after" else score_before)(attention, inputs)
-    raw = attention_sum(attention, inputs)
+    raw = (attention_max if inputs.params.rows == "max" else attention_sum)(attention, inputs)
     if inputs.params.indicator == "attention-value-norm":
         raw = raw * repeat_heads(torch.from_numpy(inputs.v).double(), inputs.group)[:, : inputs.n_past].norm(dim=-1)
     return raw
@@ -44,25 +44,26 @@ def lean(inputs: ScoreInputs, head: int) -> HeadScores:
 
     if inputs.params.indicator == "reconstruction":
         return (ScoreAfter if inputs.params.metric_mode == "after" else ScoreBefore)(inputs, head)
-    return (AttentionValueNorm if inputs.params.indicator == "attention-value-norm" else AttentionSum)(inputs, head)
+    scores = (AttentionMax if inputs.params.rows == "max" else AttentionSum)(inputs, head)
+    return TimesValueNorm(scores, inputs, head) if inputs.params.indicator == "attention-value-norm" else scores
 
 
-class AttentionValueNorm(AttentionSum):
-    """Attention times the length of the value."""
+class TimesValueNorm:
+    """Scores times the length of the value."""
 
-    def __init__(self, inputs: ScoreInputs, head: int) -> None:
-        super().__init__(inputs, head)
+    def __init__(self, of: HeadScores, inputs: ScoreInputs, head: int) -> None:
+        self.of, self.row = of, of.row
         self.v = inputs.v[head // inputs.group, : inputs.n_past].astype(np.float32)
 
     def scores(self) -> Float64:
         lengths: Float64 = np.sqrt(np.einsum("jd,jd->j", self.v, self.v, dtype=np.float64))
-        return super().scores() * lengths
+        return self.of.scores() * lengths
 
 
 def row_weights(inputs: ScoreInputs) -> Float64:
-    """[rows] weights of an average, oldest first, or of a sum ("sum")."""
+    """[rows] weights of an average, oldest first, or of a sum ("sum"); without a say in the largest ("max")."""
     rows, kind = inputs.n_rows, inputs.params.rows_used
-    if kind == "sum":
+    if kind in ("sum", "max"):
         return np.ones(rows)
     if kind == "mean":
         return np.full(rows, 1.0 / rows)

@@ -3,35 +3,53 @@ hand."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..setup.source import ROOT
 from . import quality
 
 FOLDER = ROOT / "benchmarks" / "turns"
-_FACTS = "restkv-eval turns --kinds facts --rows full,stream,recall,ceiling --questions 6"
-# File -> the command that makes its results. An eighth of a text is in the cells.
-COMMANDS: dict[str, str] = {
-    "facts-2048": f"{_FACTS} --contexts 2048 --budgets 256 --samples 4",
-    "facts-4096": f"{_FACTS} --contexts 4096 --budgets 512 --samples 4",
-    "facts-6144": f"{_FACTS} --contexts 6144 --budgets 768 --samples 2",
+_FACTS = "restkv-eval turns --kinds facts --questions 6"
+_ROWS = "full,stream,recall,ceiling"
+_VALUES = "restkv:indicator=attention-value-norm"
+# Block -> file -> the command that makes its results. An eighth of a text is in the cells.
+COMMANDS: dict[str, dict[str, str]] = {
+    "turns": {
+        "facts-2048": f"{_FACTS} --rows {_ROWS} --contexts 2048 --budgets 256 --samples 4",
+        "facts-4096": f"{_FACTS} --rows {_ROWS} --contexts 4096 --budgets 512 --samples 4",
+        "facts-6144": f"{_FACTS} --rows {_ROWS} --contexts 6144 --budgets 768 --samples 2",
+    },
+    "turns in torch": {
+        "torch-2048": f"{_FACTS} --rows full,recall,ceiling,attended,pages --contexts 2048 --budgets 256 --samples 1",
+    },
+    "turns largest row": {
+        "largest-2048": (
+            f"{_FACTS} --rows full,stream --contexts 2048 --budgets 256 --samples 2 "
+            f"--methods restkv,{_VALUES},{_VALUES}:rows=max:reduce=max"
+        ),
+    },
 }
 
 
 def commands() -> str:
     """Every command that makes a file, and the one that makes it small."""
     lines = []
-    for name, command in COMMANDS.items():
+    for name, command in (pair for files in COMMANDS.values() for pair in files.items()):
         lines.append(f"{command} --out results/{name} --resume")
         lines.append(f"restkv-eval report results/{name} --compact benchmarks/turns/{name}.jsonl")
     return "```sh\n" + "\n".join([*lines, "python3 tools/docs.py"]) + "\n```"
 
 
-def tables() -> str:
+def block(name: str) -> Callable[[], str]:
     """The first question and the later ones, for each way to ask; every row by itself is in the results."""
-    from restkv_local.eval.report.tables import markdown_tables
-    from restkv_local.eval.report.turns import EXPLAINED
-    from restkv_local.eval.results import read_results
 
-    files = [path for name in COMMANDS if (path := FOLDER / f"{name}.jsonl").exists()]
-    records = read_results(files)
-    parts = [part for part in markdown_tables(records) if not part.startswith("<details>") and part != EXPLAINED]
-    return "\n\n".join([*parts, EXPLAINED, quality.origin(records)])
+    def made() -> str:
+        from restkv_local.eval.report.tables import markdown_tables
+        from restkv_local.eval.report.turns import EXPLAINED
+        from restkv_local.eval.results import read_results
+
+        records = read_results([FOLDER / f"{file}.jsonl" for file in COMMANDS[name]])
+        parts = [part for part in markdown_tables(records) if not part.startswith("<details>") and part != EXPLAINED]
+        return "\n\n".join([*parts, EXPLAINED, quality.origin(records)])
+
+    return made
