@@ -18,9 +18,13 @@ def test_committed_results_are_those_of_the_commands(name: str) -> None:
     records = read_results([turns.FOLDER / f"{name}.jsonl"])
     assert {record["context"] for record in records} == set(values["contexts"])
     assert {record["setting"]["budget"] for record in records} == {None, *values["budgets"]}
-    assert {record["task"] for record in records} == {"turns kept", "turns fresh"}
+    assert {record["task"] for record in records} == {f"turns {mode}" for mode in values["modes"]}
     n_turns = len(values["kinds"]) * values["samples"] * values["questions"]
-    assert len(records) == n_turns * len(values["ways"]) * len(values["modes"])
+    # the full cache always runs
+    assert len(records) == n_turns * len({"full", *values["ways"]}) * len(values["modes"])
+    setting = {name: values[name] for name in ("recall_every", "recall_below")}
+    found = [record["setting"]["evict"] for record in records if record["setting"]["name"].startswith("recall")]
+    assert all({name: evict.get(name, 0) for name in setting} == setting for evict in found)
 
 
 def test_every_row_is_shown_and_its_command_too() -> None:

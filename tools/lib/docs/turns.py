@@ -11,6 +11,9 @@ _FACTS = "restkv-eval turns --kinds facts --rows full,stream,recall,ceiling --qu
 # File -> the command that makes its results. An eighth of a text is in the cells.
 COMMANDS: dict[str, str] = {
     "facts-2048": f"{_FACTS} --contexts 2048 --budgets 256 --samples 4",
+    # before the next one, whose full cache counts
+    "answers-4096": "restkv-eval turns --kinds facts --rows recall --modes kept --questions 6 --contexts 4096 "
+    "--budgets 512 --samples 4 --recall-below 0.8",
     "facts-4096": f"{_FACTS} --contexts 4096 --budgets 512 --samples 4",
     "facts-6144": f"{_FACTS} --contexts 6144 --budgets 768 --samples 2",
 }
