@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
 """Write a long text with a few facts in it that stand nowhere else: something to ask a small model about.
 
-The text is what Python's own documentation says, of the Python that runs this; the facts stand at even distances."""
+The text is what Python's own documentation says, of the Python that runs this; the facts stand at even distances. Run this
+inside the environment:
+
+    . .venv/bin/activate
+"""
 
 from __future__ import annotations
 
@@ -47,6 +51,8 @@ def main() -> None:
     try:
         text = story(given.words, given.seed)
         given.file.write_text(text, encoding="utf-8")
+    except ModuleNotFoundError as error:
+        sys.exit(f"story.py: {error.name} is missing; run it inside the environment: . .venv/bin/activate")
     except (OSError, ValueError) as error:
         sys.exit(f"story.py: {error}")
     print(f"{len(text.split()):,} words in {given.file}; they hold:", *FACTS, sep="\n  ")

@@ -199,6 +199,14 @@ def test_options_that_cannot_be(arguments: str, message: str) -> None:
     assert result.exit_code == 2 and message in _said(result) and not FakeEngine.instances
 
 
+def test_a_format_of_the_conversation() -> None:
+    assert _chat("--ask", "hi", "--chat-format", "qa").exit_code == 0
+    assert FakeEngine.instances[-1].options["chat_format"] == "qa"
+    result = _chat("--ask", "hi", "--chat-format", "nonsense")
+    assert result.exit_code == 1 and "--chat-format nonsense is not known to llama-cpp-python" in _said(result)
+    assert not FakeEngine.instances[-1].requests and FakeEngine.instances[-1].closed
+
+
 def test_help_of_doctor_into_a_pipe() -> None:
     done = subprocess.run(
         [sys.executable, str(FAKE), "doctor", "--help"], capture_output=True, text=True, timeout=60,

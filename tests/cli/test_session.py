@@ -109,3 +109,10 @@ def test_a_failure_while_drawing_takes_the_question_back() -> None:
     with pytest.raises(OSError, match="terminal"):
         session.ask("one", draw)
     assert session.messages == [] and len(session.documents) == 1
+
+
+def test_blanks_before_an_answer_are_not_drawn() -> None:
+    session, _ = _session()
+    drawn: list[str] = []
+    turn = session.ask("blank one", lambda event: drawn.append(event.text) if isinstance(event, Piece) else None)
+    assert "".join(drawn) == "I heard: blank one" and turn.answer == " \nI heard: blank one"

@@ -24,7 +24,7 @@ class FakeEngine:
     """Reads words as tokens. "slow" in a question makes reading slow, "long" makes the answer long; "lazy" and "wordy"
     do so when the question is asked a second time. Roles must alternate, as many chat templates want it.
 
-    "stuck" makes the answer repeat itself, "nothing" makes it empty, and at most max_tokens pieces are said. A model
+    "stuck" makes the answer repeat itself, "nothing" makes it empty, "blank" makes it begin with blanks, and at most max_tokens pieces are said. A model
     named "slow.gguf" takes its time to load. instances: every engine made, for tests in the same process; described:
     metadata of their models.
     """
@@ -52,6 +52,8 @@ class FakeEngine:
         self.model, self.n_ctx, self.evict = model_path, n_ctx, evict or EvictConfig()
         self.metadata: dict[str, str] = dict(self.described)
         self.options = {"kv_type": kv_type, **options}
+        self.chat_format, self.chat_handler = options.get("chat_format"), None
+        self._chat_handlers = {"qa": self.create_chat_completion}
         self.guide: str | None = None
         self.requests: list[dict[str, Any]] = []
         self.guides: list[str | None] = []
@@ -102,6 +104,7 @@ class FakeEngine:
             yield _chunk({}, "stop")
             return
         reply = ["I", " heard:", " ", question.split("\n")[-1]] + [" and"] * (1000 if long else 0)
+        reply = [" ", "\n", *reply] if "blank" in question else reply
         reply += [" over and over."] * 1000 if "stuck" in question else []
         limit = min(options.get("max_tokens") or len(reply), self.n_ctx - words)
         self._figures |= {"prompt_tokens": words, "read_tokens": words, "completion_tokens": 0, "positions": words}

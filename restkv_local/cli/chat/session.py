@@ -127,7 +127,7 @@ class Session:
         self.engine.guide = question
 
         def work() -> None:
-            tail = ""
+            tail, begun = "", False
             stream = self.engine.create_chat_completion(
                 messages=[*head, *messages], stream=True, **self.sampling.options(attempt)
             )
@@ -137,8 +137,11 @@ class Session:
                     if choice.get("finish_reason"):
                         finish.append(str(choice["finish_reason"]))
                     if text := choice["delta"].get("content"):
+                        shown = text if begun else text.lstrip()  # some formats leave the blank before it to the model
+                        begun = begun or bool(shown)
                         pieces.append(text)
-                        self.mailbox.put(Piece(text))
+                        if shown:
+                            self.mailbox.put(Piece(shown))
                         tail = (tail + text)[-TAIL:]
                         if self.sampling.repetition == "stop" and period(tail):
                             finish.append("repetition")
