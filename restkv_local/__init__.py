@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .config import EvictConfig
     from .engine.engine import Engine
     from .engine.report import ArchiveReport, Eviction, RecallReport, Report
+    from .engine.session_header import SavedSession
     from .errors import (
         ArchiveError,
         BusyError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         LibraryError,
         ModelError,
         RestkvError,
+        SessionError,
     )
     from .plan.memory import MemoryPlan
 
@@ -50,6 +52,8 @@ _HOMES = {
     "LibraryError": "errors",
     "ModelError": "errors",
     "RestkvError": "errors",
+    "SavedSession": "engine.session_header",
+    "SessionError": "errors",
 }
 
 __all__ = [
@@ -69,6 +73,8 @@ __all__ = [
     "RecallReport",
     "Report",
     "RestkvError",
+    "SavedSession",
+    "SessionError",
     "__version__",
 ]
 

@@ -15,6 +15,10 @@ class ConfigError(RestkvError, ValueError):
     """A setting is out of range or does not fit the others."""
 
 
+class SessionError(ConfigError):
+    """A session file cannot be read or written, is damaged, or was saved by another model or with other settings."""
+
+
 class ModelError(RestkvError, ValueError):
     """The model file cannot be used, or its attention cannot be evicted."""
 

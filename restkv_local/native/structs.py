@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import config
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 NAME_MAX = 32
 REFUSAL_MAX = 256
 REASON_MAX = 192
@@ -155,6 +155,21 @@ class ArchiveStats(C.Structure):
         ("n_copied", C.c_uint64),
         ("us_score", C.c_uint64),
         ("us_copy", C.c_uint64),
+    ]
+
+
+class ArchiveRows(C.Structure):
+    """restkv_archive_rows"""
+
+    _fields_ = [
+        ("layer", C.c_uint32),
+        ("first", C.c_uint32),
+        ("n", C.c_uint32),
+        ("reserved", C.c_uint32),
+        ("n_k", C.c_size_t),
+        ("n_v", C.c_size_t),
+        ("k", C.c_void_p),
+        ("v", C.c_void_p),
     ]
 
 
@@ -331,6 +346,12 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_recall": (C.c_int, [C.c_void_p, C.c_uint32]),
     "restkv_set_reading": (C.c_int, [C.c_void_p, C.c_bool]),
     "restkv_get_archive": (C.c_int, [C.c_void_p, C.POINTER(ArchiveStats)]),
+    "restkv_hold_archive": (C.c_int, [C.c_void_p, C.c_bool]),
+    "restkv_row_bytes": (C.c_int, [C.c_void_p, C.c_uint32, C.POINTER(C.c_uint64), C.POINTER(C.c_uint64)]),
+    "restkv_read_rows": (C.c_int, [C.c_void_p, C.POINTER(ArchiveRows)]),
+    "restkv_cut_rows": (C.c_int, [C.c_void_p, C.c_uint32]),
+    "restkv_write_rows": (C.c_int, [C.c_void_p, C.POINTER(ArchiveRows)]),
+    "restkv_commit_rows": (C.c_int, [C.c_void_p, C.c_uint32]),
     "restkv_get_stats": (C.c_int, [C.c_void_p, C.POINTER(Stats)]),
     "restkv_get_events": (C.c_uint32, [C.c_void_p, C.POINTER(Event), C.c_uint32]),
     "restkv_kept": (C.c_int32, [C.c_void_p, C.c_uint32, C.c_uint32, C.POINTER(C.c_int32), C.c_uint32]),

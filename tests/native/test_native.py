@@ -31,6 +31,7 @@ MIRROR: dict[str, type[C.Structure]] = {
     "restkv_stats": native.Stats,
     "restkv_archive_params": native.ArchiveParams,
     "restkv_archive_stats": native.ArchiveStats,
+    "restkv_archive_rows": native.ArchiveRows,
     "restkv_memory": native.Memory,
     "restkv_event": native.Event,
     "restkv_score_args": native.ScoreArgs,
