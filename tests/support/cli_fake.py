@@ -10,10 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from restkv_local.config import EvictConfig
 from restkv_local.engine.report import Report
+from restkv_local.engine.session_file import SECTIONS, write_session
+from restkv_local.engine.session_header import SavedSession, look
 from restkv_local.errors import Cancelled, ContextOverflow
 
 # The longest wait of a step; small, so that a cancel is seen at once.
@@ -113,6 +117,19 @@ class FakeEngine:
             self._figures["positions"] += 1
             yield _chunk({"content": piece})
         yield _chunk({}, "stop" if limit >= len(reply) else "length")
+
+    def save_session(self, path: Path, *, messages: list[Any], notes: dict[str, Any]) -> SavedSession:
+        header = {
+            "tokens": self._figures["positions"], "rows": 0, "seed": 0, "archive": None, "evicted": False, "origin": {},
+            "messages": messages, "notes": notes, "model": "fake.gguf", "saved": "2026-01-02T03:04:05+00:00",
+        }  # fmt: skip
+        write_session(path, header, {name: (0, []) for name in SECTIONS})
+        return replace(look(path), seconds=0.01)
+
+    def load_session(self, path: Path) -> SavedSession:
+        found = look(path)
+        self._figures["positions"] = found.tokens
+        return replace(found, seconds=0.01)
 
     def report(self) -> Report:
         return Report(
