@@ -133,8 +133,8 @@ class SessionFile:
             raise _refuse(self.path, f"is cut short: {_AGAIN}")
         _, schema, length, sha = _PRELUDE.unpack(head)
         if schema != SCHEMA:
-            newer = "newer" if schema > SCHEMA else "other"
-            raise _refuse(self.path, f"was saved by a {newer} restkv-local (schema {schema}, this one reads {SCHEMA}): "
+            newer = "a newer" if schema > SCHEMA else "another"
+            raise _refuse(self.path, f"was saved by {newer} restkv-local (schema {schema}, this one reads {SCHEMA}): "
                                      f"use that version, or read the text again")  # fmt: skip
         if length > min(SESSION_HEADER_MAX, self.bytes - _PRELUDE.size):
             raise _refuse(self.path, f"is cut short or damaged (its header would take {length} bytes): {_AGAIN}")
