@@ -348,6 +348,7 @@ RESTKV_API uint32_t restkv_get_memory(struct llama_context * ctx, restkv_memory 
 RESTKV_API bool restkv_abort_on_flag(void * flag);
 
 #include "restkv_arrays.h"
+#include "restkv_sessions.h"
 
 // ---- devices -----------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .engine.aio.engine import AsyncEngine
     from .engine.engine import Engine
     from .engine.report import ArchiveReport, Eviction, RecallReport, Report, Source
+    from .engine.session_header import SavedSession
     from .errors import (
         ArchiveError,
         BusyError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         LibraryError,
         ModelError,
         RestkvError,
+        SessionError,
     )
     from .plan.memory import MemoryPlan
 
@@ -57,6 +59,8 @@ _HOMES = {
     "LibraryError": "errors",
     "ModelError": "errors",
     "RestkvError": "errors",
+    "SavedSession": "engine.session_header",
+    "SessionError": "errors",
 }
 
 __all__ = [
@@ -79,6 +83,8 @@ __all__ = [
     "RecallReport",
     "Report",
     "RestkvError",
+    "SavedSession",
+    "SessionError",
     "Source",
     "__version__",
 ]

@@ -59,6 +59,8 @@ ADA_MOST = 2
 CELLS_MAX = 1 << 24
 # Most queries that a method whose queries vote remembers until they have; a ubatch must not be larger.
 VOTERS_MAX = 512
+# Most bytes of a session's header, which holds the messages: beyond every context that can be read.
+SESSION_HEADER_MAX = 1 << 25
 # A guide longer than this is cut to its last tokens: only the last `window` queries score.
 GUIDE_MAX = 128
 # Characters of a question that a report tells: the end of a message that holds a document too.

@@ -19,6 +19,10 @@ class ExtraError(RestkvError, ImportError):
     """A package is missing that only a part of this one needs: one of an extra."""
 
 
+class SessionError(ConfigError):
+    """A session file cannot be read or written, is damaged, or was saved by another model or with other settings."""
+
+
 class ModelError(RestkvError, ValueError):
     """The model file cannot be used, or its attention cannot be evicted."""
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write a long text with a few facts in it that stand nowhere else: something to ask a small model about.
 
-The text is what Python's own documentation says, of the Python that runs this; the facts stand at even distances. Run this
-inside the environment:
+The text is what Python's own documentation says, of the Python that runs this; the facts stand at even distances. Run
+this inside the environment:
 
     . .venv/bin/activate
 """

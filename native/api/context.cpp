@@ -234,6 +234,84 @@ restkv_status restkv_get_archive(llama_context * ctx, restkv_archive_stats * out
     });
 }
 
+// ---- sessions ----------------------------------------------------------------------------------
+
+restkv_status restkv_hold_archive(llama_context * ctx, bool on) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] {
+        restkv_recaller & recaller = recaller_of(ctx);
+        ctx->synchronize();
+        if (on) {
+            recaller.hold();
+            return RESTKV_OK;
+        }
+        const bool fits = !recaller.held || recaller.fits_text();
+        recaller.held   = false;
+        if (!fits) {
+            ctx->get_memory()->clear(false);
+            return restkv_fail(RESTKV_STATE, "the rows of the archive are not those of the text in the cells");
+        }
+        return RESTKV_OK;
+    });
+}
+
+restkv_status restkv_row_bytes(llama_context * ctx, uint32_t layer, uint64_t * k, uint64_t * v) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] {
+        const restkv_archive & archive = recaller_of(ctx).rows(false);
+        if (layer >= archive.n_layer() || !k || !v) {
+            return restkv_fail(RESTKV_INVALID, "restkv_row_bytes: no such layer, or nowhere to write");
+        }
+        *k = archive.row_k(layer);
+        *v = archive.row_v(layer);
+        return RESTKV_OK;
+    });
+}
+
+// Whether the arrays have the sizes of the rows that they are said to hold.
+static bool sized(const restkv_archive & archive, const restkv_archive_rows * rows) {
+    return rows && rows->layer < archive.n_layer() && rows->k && rows->v && rows->n > 0 && rows->n <= archive.n_ctx() &&
+           rows->n_k == rows->n * archive.row_k(rows->layer) && rows->n_v == rows->n * archive.row_v(rows->layer);
+}
+
+restkv_status restkv_read_rows(llama_context * ctx, const restkv_archive_rows * rows) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] {
+        const restkv_archive & archive = recaller_of(ctx).rows(false);
+        if (!sized(archive, rows)) {
+            return restkv_fail(RESTKV_INVALID, "restkv_read_rows: no such layer, or arrays of another size");
+        }
+        std::vector<uint8_t> buffer;
+        memcpy(rows->k, archive.keys(rows->layer, rows->first, rows->n, buffer), rows->n_k);
+        memcpy(rows->v, archive.values(rows->layer, rows->first, rows->n, buffer), rows->n_v);
+        return RESTKV_OK;
+    });
+}
+
+restkv_status restkv_cut_rows(llama_context * ctx, uint32_t n_rows) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] {
+        recaller_of(ctx).rows(true).truncate(n_rows);
+        return RESTKV_OK;
+    });
+}
+
+restkv_status restkv_write_rows(llama_context * ctx, const restkv_archive_rows * rows) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] {
+        restkv_archive & archive = recaller_of(ctx).rows(true);
+        if (!sized(archive, rows)) {
+            return restkv_fail(RESTKV_INVALID, "restkv_write_rows: no such layer, or arrays of another size");
+        }
+        archive.append(rows->layer, rows->first, rows->n, (const uint8_t *) rows->k, (const uint8_t *) rows->v, true);
+        return RESTKV_OK;
+    });
+}
+
+restkv_status restkv_commit_rows(llama_context * ctx, uint32_t n_rows) {
+    return restkv_call(RESTKV_NO_MEMORY, [&] {
+        recaller_of(ctx).rows(true).commit(n_rows);
+        return RESTKV_OK;
+    });
+}
+
+// ---- facts -------------------------------------------------------------------------------------
+
 restkv_status restkv_get_stats(llama_context * ctx, restkv_stats * out) {
     return restkv_call(RESTKV_NO_MEMORY, [&] {
         const restkv_core & core = cache_of(ctx).facts();

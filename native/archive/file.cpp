@@ -65,13 +65,13 @@ public:
         bytes_ = format_.total;
     }
 
-    void append(uint32_t l, uint32_t first, uint32_t n, const uint8_t * k, const uint8_t * v) override {
+    void append(uint32_t l, uint32_t first, uint32_t n, const uint8_t * k, const uint8_t * v, bool kept) override {
         check_append(l, first, n);
         sums_.resize(std::max(sums_.size(), ((size_t) first + n) / BLOCK * format_.n_sums()));
         uint64_t sums[2];
         for (const bool value : { false, true }) {
             sums[value] = (first == n_rows() ? tail_ : next_)[2 * l + value];
-            write_rows(l, value, first, n, value ? v : k, sums[value]);
+            write_rows(l, value, first, n, value ? v : k, kept || same_type(l, value), sums[value]);
         }
         next_[2 * l]     = sums[0];
         next_[2 * l + 1] = sums[1];
@@ -128,12 +128,12 @@ public:
 
 private:
     // h: the checksum of the block of `first`, and afterwards of the block of the last row.
-    void write_rows(uint32_t l, bool value, uint32_t first, uint32_t n, const uint8_t * src, uint64_t & h) {
+    void write_rows(uint32_t l, bool value, uint32_t first, uint32_t n, const uint8_t * src, bool kept, uint64_t & h) {
         const size_t bytes = row(l, value);
         while (n > 0) {
             uint32_t        m    = n;
             const uint8_t * rows = src;
-            if (!same_type(l, value)) {
+            if (!kept) {
                 m = std::min(n, BLOCK);
                 src += convert(l, value, m, src, rows_.data());
                 rows = rows_.data();

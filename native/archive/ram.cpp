@@ -72,12 +72,12 @@ public:
         }
     }
 
-    void append(uint32_t l, uint32_t first, uint32_t n, const uint8_t * k, const uint8_t * v) override {
+    void append(uint32_t l, uint32_t first, uint32_t n, const uint8_t * k, const uint8_t * v, bool kept) override {
         check_append(l, first, n);
         for (const bool value : { false, true }) {
             uint8_t *       dst = at(l, first, value);
             const uint8_t * src = value ? v : k;
-            if (same_type(l, value)) {
+            if (kept || same_type(l, value)) {
                 if (n > 0) {
                     memcpy(dst, src, n * row(l, value));
                 }

@@ -43,7 +43,9 @@ public:
     // n rows of layer l for the positions from `first`: n_rows(), which starts a round of this layer anew, or the end of
     // its last append in this round. k: [n][n_head_kv][d_k] of the type cache_k, v alike; NULL only when n is 0. Until
     // commit() nothing can be read of them, and a failure leaves n_rows() and what lies before it as they were.
-    virtual void append(uint32_t l, uint32_t first, uint32_t n, const uint8_t * k, const uint8_t * v) = 0;
+    // kept: the rows are of the archive's own types.
+    virtual void append(uint32_t l, uint32_t first, uint32_t n, const uint8_t * k, const uint8_t * v,
+                        bool kept = false) = 0;
 
     // Ends a round: every layer was appended up to n_rows. A failure leaves the old n_rows().
     virtual void commit(uint32_t n_rows) = 0;

@@ -87,7 +87,7 @@ void restkv_recaller::archive_tail(uint32_t n_doc) {
 }
 
 void restkv_recaller::forget_from(llama_pos p0) {
-    if (!stale && p0 < (llama_pos) archive->n_rows()) {
+    if (!stale && !held && p0 < (llama_pos) archive->n_rows()) {
         archive->truncate((uint32_t) std::max<llama_pos>(p0, 0));
     }
 }
@@ -100,6 +100,9 @@ void restkv_recaller::forget_askers() noexcept {
 
 void restkv_recaller::forget_all() noexcept {
     forget_askers();
+    if (held) {
+        return;
+    }
     try {
         archive->truncate(0);
         stale = false;

@@ -5,6 +5,7 @@
 //   reading.cpp   a ubatch recalls for itself in every layer, between the storage of its rows and its attention
 //   rows.cpp      chosen rows come into the cells
 //   cut.cpp       the text is cut at any position
+//   carry.cpp     a session carries the rows
 
 #pragma once
 
@@ -40,6 +41,20 @@ public:
 
     // What attends on devices.
     const restkv_recall_devices & on_devices() const { return devices; }
+
+    // ---- sessions (carry.cpp) -------------------------------------------------------------------
+
+    // The rows stay whatever becomes of the text: who saves or loads a session carries them.
+    bool held = false;
+
+    // Throws restkv_error.
+    void hold();
+
+    // Whether the rows are those of the text in the cells.
+    bool fits_text() const;
+
+    // The archive, to be read, or to be written while it is held. Throws restkv_error.
+    restkv_archive & rows(bool write);
 
     // ---- recall ---------------------------------------------------------------------------------
 

@@ -152,9 +152,10 @@ void read_queries(llama_io_read_i & io, const restkv_layer & layer, uint64_t n_b
     }
 }
 
-// The rows of an archive are in no state, and a cache without them would promise what it cannot keep.
+// The rows of an archive are in no state, and a cache without them would promise what it cannot keep; unless the caller
+// carries them.
 void refuse_archive(const restkv_core & core) {
-    if (core.recaller) {
+    if (core.recaller && !core.recaller->held) {
         const char * reason = "a state does not hold an archive: use a cache without one";
         throw restkv_error(restkv_fail(RESTKV_UNSUPPORTED, reason), reason);
     }
@@ -295,9 +296,10 @@ void restkv_cache::state_read(llama_io_read_i & io, llama_seq_id, llama_state_se
                 if (!core->is_shared() && n_held != header.n_table) {
                     reject("its heads hold other numbers of cells");
                 }
-                held.held[h] = n_held;
-                read_positions(io, held.table.data() + (size_t) h * layer.budget, n_held, layer.n_window,
-                               header.pos_exact);
+                held.held[h]            = n_held;
+                // cells that a recall is yet to choose may be any
+                const uint32_t n_window = core->recaller ? 0 : layer.n_window;
+                read_positions(io, held.table.data() + (size_t) h * layer.budget, n_held, n_window, header.pos_exact);
                 if (header.has_sums) {
                     read_votes(io, held.sums.data() + (size_t) h * core->params.capacity, tail + header.n_tail,
                                core->params.capacity);

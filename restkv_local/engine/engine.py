@@ -7,6 +7,7 @@ costs memory without need (the batch, the array of scores).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -17,11 +18,13 @@ import numpy.typing as npt
 from ..config import GUIDE_MAX, check_sampling
 from ..errors import ConfigError, ContextOverflow, EvictionError
 from ..native.binding import LIBRARY, c
-from . import prefill
+from ..paths import typed
+from . import prefill, session
 from .archive import recall_report
 from .guard import guarded
 from .options import by_name, sampling_of
 from .report import RecallReport, Turn, shown_question
+from .session_header import SavedSession
 from .sources import Answer
 from .state import EngineState, check_no_archive, check_origin, check_tokens, origin, read_blob, write_blob
 from .tracing import Tracing
@@ -351,6 +354,28 @@ class Engine(Tracing):
             self._restored = None if state.logits is None else state.logits.copy()
             self._requires_eval = self._restored is None
             self._facts_open.forget()
+
+    def save_session(
+        self, path: str | os.PathLike[str], *, messages: Sequence[Any] = (), notes: dict[str, Any] | None = None
+    ) -> SavedSession:
+        """Write what was read to a file, with the rows of the archive; `load_session` goes on from there.
+
+        The file is made beside an old one and takes its place when it is whole; only its owner may read it. Rows are
+        copied in blocks. messages, notes: plain JSON values that come back. Raises SessionError for a file that cannot
+        be written, ArchiveError for rows that cannot be read, and Cancelled; an old file stays then.
+        """
+        with self._call():
+            return session.save(self, typed(path), messages, notes or {})
+
+    def load_session(self, path: str | os.PathLike[str]) -> SavedSession:
+        """Go on from a session that an engine of the same model saved.
+
+        Raises SessionError for a file that is damaged, cut short, foreign, of a newer version, of another model or of
+        settings that do not fit, and Cancelled; the text that was there before stays. Only when the rows of its archive
+        cannot be written any more is the engine empty.
+        """
+        with self._call():
+            return session.load(self, typed(path))
 
     def _origin(self) -> dict[str, Any]:
         return origin(self, self._made_of)

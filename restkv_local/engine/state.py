@@ -62,7 +62,8 @@ def check_no_archive(plan: MemoryPlan) -> None:
     """Refuse states of an engine with an archive: after them a recall would miss what they do not hold."""
     if plan.archive is not None:
         raise ConfigError(
-            "a state does not hold the archive yet: read the text again instead, or make the engine with archive='none'"
+            "a state does not hold the archive: use save_session and load_session, or make the engine with "
+            "archive='none'"
         )
 
 

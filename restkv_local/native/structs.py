@@ -163,6 +163,21 @@ class ArchiveStats(C.Structure):
     ]
 
 
+class ArchiveRows(C.Structure):
+    """restkv_archive_rows"""
+
+    _fields_ = [
+        ("layer", C.c_uint32),
+        ("first", C.c_uint32),
+        ("n", C.c_uint32),
+        ("reserved", C.c_uint32),
+        ("n_k", C.c_size_t),
+        ("n_v", C.c_size_t),
+        ("k", C.c_void_p),
+        ("v", C.c_void_p),
+    ]
+
+
 class Event(C.Structure):
     """restkv_event"""
 
@@ -336,6 +351,12 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "restkv_recall": (C.c_int, [C.c_void_p, C.c_uint32]),
     "restkv_set_reading": (C.c_int, [C.c_void_p, C.c_bool, C.c_float]),
     "restkv_get_archive": (C.c_int, [C.c_void_p, C.POINTER(ArchiveStats)]),
+    "restkv_hold_archive": (C.c_int, [C.c_void_p, C.c_bool]),
+    "restkv_row_bytes": (C.c_int, [C.c_void_p, C.c_uint32, C.POINTER(C.c_uint64), C.POINTER(C.c_uint64)]),
+    "restkv_read_rows": (C.c_int, [C.c_void_p, C.POINTER(ArchiveRows)]),
+    "restkv_cut_rows": (C.c_int, [C.c_void_p, C.c_uint32]),
+    "restkv_write_rows": (C.c_int, [C.c_void_p, C.POINTER(ArchiveRows)]),
+    "restkv_commit_rows": (C.c_int, [C.c_void_p, C.c_uint32]),
     "restkv_get_stats": (C.c_int, [C.c_void_p, C.POINTER(Stats)]),
     "restkv_get_events": (C.c_uint32, [C.c_void_p, C.POINTER(Event), C.c_uint32]),
     "restkv_kept": (C.c_int32, [C.c_void_p, C.c_uint32, C.c_uint32, C.POINTER(C.c_int32), C.c_uint32]),

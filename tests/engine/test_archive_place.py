@@ -241,7 +241,7 @@ def test_states_are_refused(recalling: Engine, spm: Engine, tokens: list[int]) -
     state = spm.save_state()
     recalling.eval(tokens[:300])
     for refused in (recalling.save_state, lambda: recalling.load_state(state), lambda: recalling.set_cache({})):
-        with pytest.raises(ConfigError, match="a state does not hold the archive yet"):
+        with pytest.raises(ConfigError, match="a state does not hold the archive: use save_session"):
             refused()
     assert recalling.n_tokens == 300, "as it was"
     recalling.set_cache(None)

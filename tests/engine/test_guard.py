@@ -40,6 +40,7 @@ ARGUMENTS: dict[str, Any] = {
     "head": 0,
     "state": None,
     "seed": 1,
+    "path": "/no/folder/text.session",
     "cache": None,
     "token": 80,
     "top": 1,

@@ -20,7 +20,7 @@ from restkv_local.errors import ConfigError, EvictionError, LibraryError, ModelE
 from score_cases import native_missing
 
 HEADER = Path(__file__).parents[2] / "native" / "restkv.h"
-ARRAYS = HEADER.with_name("restkv_arrays.h")
+PARTS = tuple(HEADER.with_name(f"restkv_{part}.h") for part in ("arrays", "sessions"))
 
 needs_library = pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
 
@@ -31,6 +31,7 @@ MIRROR: dict[str, type[C.Structure]] = {
     "restkv_stats": native.Stats,
     "restkv_archive_params": native.ArchiveParams,
     "restkv_archive_stats": native.ArchiveStats,
+    "restkv_archive_rows": native.ArchiveRows,
     "restkv_memory": native.Memory,
     "restkv_event": native.Event,
     "restkv_score_args": native.ScoreArgs,
@@ -69,7 +70,9 @@ def test_mirror_has_the_layout_of_the_header(tmp_path: Path) -> None:
 
 
 def test_mirror_has_every_field_and_function_of_the_header() -> None:
-    whole = HEADER.read_text().replace(f'#include "{ARRAYS.name}"', ARRAYS.read_text())
+    whole = HEADER.read_text()
+    for part in PARTS:
+        whole = whole.replace(f'#include "{part.name}"', part.read_text())
     text = re.sub(r"//.*", "", whole)
     for name, structure in MIRROR.items():
         body = re.search(rf"typedef struct {name} \{{(.*?)\}}", text, re.S)

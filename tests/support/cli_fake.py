@@ -10,10 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from restkv_local.config import EvictConfig
 from restkv_local.engine.report import Report, Source
+from restkv_local.engine.session_file import SECTIONS, write_session
+from restkv_local.engine.session_header import SavedSession, look
 from restkv_local.errors import Cancelled, ContextOverflow
 
 # The longest wait of a step; small, so that a cancel is seen at once.
@@ -24,9 +28,9 @@ class FakeEngine:
     """Reads words as tokens. "slow" in a question makes reading slow, "long" makes the answer long; "lazy" and "wordy"
     do so when the question is asked a second time. Roles must alternate, as many chat templates want it.
 
-    "stuck" makes the answer repeat itself, "nothing" makes it empty, "blank" makes it begin with blanks, and at most max_tokens pieces are said. A model
-    named "slow.gguf" takes its time to load. instances: every engine made, for tests in the same process; described:
-    metadata of their models.
+    "stuck" makes the answer repeat itself, "nothing" makes it empty, "blank" makes it begin with blanks, and at most
+    max_tokens pieces are said. A model named "slow.gguf" takes its time to load. instances: every engine made, for
+    tests in the same process; described: metadata of their models.
     """
 
     instances: list[FakeEngine] = []
@@ -122,6 +126,19 @@ class FakeEngine:
         text = self.requests[-1]["messages"][-1]["content"]
         self._figures |= {"sources_tokens": self._figures["completion_tokens"] - 1, "sources_reason": None}
         return (Source(0, len(text), text, (0, len(text.split())), 0.15 if "weak" in text else 0.9),)
+
+    def save_session(self, path: Path, *, messages: list[Any], notes: dict[str, Any]) -> SavedSession:
+        header = {
+            "tokens": self._figures["positions"], "rows": 0, "seed": 0, "archive": None, "evicted": False, "origin": {},
+            "messages": messages, "notes": notes, "model": "fake.gguf", "saved": "2026-01-02T03:04:05+00:00",
+        }  # fmt: skip
+        write_session(path, header, {name: (0, []) for name in SECTIONS})
+        return replace(look(path), seconds=0.01)
+
+    def load_session(self, path: Path) -> SavedSession:
+        found = look(path)
+        self._figures["positions"] = found.tokens
+        return replace(found, seconds=0.01)
 
     def report(self) -> Report:
         return Report(

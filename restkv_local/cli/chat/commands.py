@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import attach, choices
+from . import attach, choices, keeping
 from .command import Command, Leave
 from .sampling import NAMES
 from .session import Session, Turn
@@ -43,7 +43,9 @@ def _exit(session: Session, ui: UI, rest: str) -> None:
 
 def _clear(session: Session, ui: UI, rest: str) -> None:
     session.clear()
-    ui.notice("the conversation is empty")
+    stays = f"; session '{session.name}' stays as it was saved" if session.name is not None else ""
+    session.name = None
+    ui.notice(f"the conversation is empty{stays}")
 
 
 def ask_drawn(session: Session, ui: UI, question: str) -> Turn:
@@ -125,6 +127,9 @@ COMMANDS: tuple[Command, ...] = (
     Command("/set", "[NAME VALUE]", f"show how answers are drawn, or set {', '.join(NAMES)}", choices.draw),
     Command("/stats", "", "what is in the cache, what was evicted, what it cost", _stats),
     Command("/why", "", "the passages that the last answer stands on", why),
+    Command("/save", "[NAME]", "save the conversation with all that was read, under its name or another", keeping.save),
+    Command("/load", "NAME", "go on with a saved conversation", keeping.load),
+    Command("/sessions", "", "list what was saved, the newest first", keeping.list_sessions),
     Command("/clear", "", "forget the conversation", _clear),
     Command("/help", "", "this list", _help, ("/?",)),
     Command("/exit", "", "leave", _exit, ("/quit", "/bye")),

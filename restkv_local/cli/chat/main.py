@@ -22,12 +22,14 @@ from ..doctor.command import doctor
 from ..failure import one_line
 from ..options import CONTEXT_SETTINGS, Temperature, Utf8, engine_class, engine_options
 from ..program import EXIT_STOPPED, Program
+from . import keeping, shelf
 from .command import Leave
 from .commands import SUMMARIES, WITH_PATHS, ask_drawn, execute, is_command
 from .figures import turn_object
 from .overflow import way_out
 from .sampling import NAMES, Sampling
 from .session import Session
+from .sessions import sessions
 from .ui import UI, no_echo
 from .worker import Mailbox
 
@@ -41,7 +43,7 @@ _PATIENCE = 2.0
 
 @click.group(
     cls=Program, context_settings=CONTEXT_SETTINGS, epilog=_EPILOG, invoke_without_command=True,
-    subcommand_metavar="[doctor ...]",
+    subcommand_metavar="[doctor|sessions ...]",
 )
 @engine_options(shown={"archive": "a file where documents or a conversation can have one, else none"})
 @click.option(
@@ -67,6 +69,11 @@ _PATIENCE = 2.0
     help="A text to put before the question; - for standard input. Repeatable.",
 )
 @click.option("-p", "--ask", type=Utf8(), default=None, help="Answer this and exit; what is piped in is a document.")
+@click.option(
+    "--session", "name", type=Utf8(), default=None, metavar="NAME",
+    help="Go on with this session, or start it; it is saved at the end.",
+)
+@click.option("--continue", "again", is_flag=True, help="Go on with the session that was saved last.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the answer's text.")
 @click.version_option(__version__)
 @click.pass_context
@@ -81,6 +88,8 @@ def main(
     chat_format: str | None,
     files: tuple[str, ...],
     ask: str | None,
+    name: str | None,
+    again: bool,
     as_json: bool,
 ) -> None:
     """Talk with a GGUF model in a KV cache of fixed size.
@@ -99,6 +108,10 @@ def main(
         raise click.UsageError("--file - can be given once: standard input ends")
     if ask is not None and not ask.strip():
         raise click.UsageError("--ask is empty; give a question")
+    if name is not None and again:
+        raise click.UsageError("--continue takes the newest session and --session names one: leave one of them out")
+    name = shelf.newest() if again else name
+    goes_on = name is not None and shelf.path_of(name).exists()
     sampling = _sampling(temp, settings.seed, max_tokens, settled)
     documents = [read_document(path) for path in files]
     notices = []
@@ -110,7 +123,7 @@ def main(
             documents.append(read_document(STDIN))
         except EmptyDocument:
             notices.append("standard input holds no text: the question goes without it")
-    ways = _ways(ctx, settings) if documents or interactive else [{}]
+    ways = _ways(ctx, settings) if documents or interactive or name is not None else [{}]
     question = ask if ask is not None else "" if interactive else _piped_question()
 
     ctx.with_resource(no_echo())
@@ -133,11 +146,22 @@ def main(
         session = Session(
             engine, mailbox, sampling, wanted.system if system is None else system, documents
         )
+        if name is not None and goes_on:
+            keeping.take(session, ui, name)
+            session.documents = [*session.documents, *documents]
+            session.system = session.system if system is None else system
+        session.name = name
         if interactive:
-            _converse(session, ui)
+            try:
+                _converse(session, ui)
+            finally:
+                if session.name is not None and (session.messages or session.documents):
+                    keeping.keep(session, ui, session.name)
             return
         try:
             turn = ask_drawn(session, ui, question)
+            if name is not None:
+                keeping.keep(session, ui, name)
         except ContextOverflow as error:
             raise click.ClickException(way_out(error, session, typed=False)) from error
         if as_json:
@@ -167,6 +191,7 @@ def _refuse_options(ctx: click.Context) -> None:
 
 
 main.add_command(doctor)
+main.add_command(sessions)
 
 
 def _ways(ctx: click.Context, settings: EngineSettings) -> list[dict[str, str]]:
@@ -250,6 +275,7 @@ def _converse(session: Session, ui: UI) -> None:
                     execute(line, session, ui)
                 else:
                     ask_drawn(session, ui, line.strip())
+                    keeping.keep_if_cheap(session, ui)
         except Leave:
             return
         except ContextOverflow as error:

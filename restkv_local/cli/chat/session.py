@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...engine.documents import Document, user_message
@@ -14,6 +15,7 @@ from .worker import Draw, Mailbox, Piece, run
 
 if TYPE_CHECKING:
     from ...engine.report import Report, Source
+    from ...engine.session_header import SavedSession
 
 
 class ChatEngine(Protocol):
@@ -28,6 +30,10 @@ class ChatEngine(Protocol):
     def report(self) -> Report: ...
 
     def sources(self) -> Sequence[Source]: ...
+
+    def save_session(self, path: Path, *, messages: list[Any], notes: dict[str, Any]) -> SavedSession: ...
+
+    def load_session(self, path: Path) -> SavedSession: ...
 
 
 # Of a turn the conversation holds the new answer, what it was before a question, or the answer from before /regen.
@@ -49,7 +55,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A question that was answered, its documents, and how often it was answered again."""
 
     question: str
@@ -63,7 +69,8 @@ class Session:
 
     `messages` holds whole exchanges only: what a turn does not finish is taken back, so that two questions never follow
     each other. system: "" is an empty one, None leaves it to the model's template. draft: what the next line starts
-    with.
+    with. asked: one for each pair of messages. name: of the session that it is saved in, or None; save_seconds: that
+    this took the last time, or None.
     """
 
     engine: ChatEngine
@@ -73,7 +80,9 @@ class Session:
     documents: list[Document] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
     draft: str = ""
-    _asked: list[_Asked] = field(default_factory=list)  # one for each pair of messages
+    asked: list[Asked] = field(default_factory=list)
+    name: str | None = None
+    save_seconds: float | None = None
 
     def ask(self, question: str, draw: Draw) -> Turn:
         """Send documents and question, stream the answer to `draw`. Interrupted before its first word, the question
@@ -82,7 +91,7 @@ class Session:
         turn = self._answer([*self.messages, message], question, 0, draw)
         if turn.stopped and not turn.answer:
             return replace(turn, kept="nothing")
-        self._asked = [*self._asked, _Asked(question, self.documents)]
+        self.asked = [*self.asked, Asked(question, self.documents)]
         self.documents = []
         self.messages = [*self.messages, message, _answer(turn)]
         return turn
@@ -91,8 +100,8 @@ class Session:
         """Answer the last question once more; None when there is none. Interrupted, the former answer stays."""
         if not self.messages:
             return None
-        asked = replace(self._asked[-1], attempt=self._asked[-1].attempt + 1)
-        self._asked = [*self._asked[:-1], asked]
+        asked = replace(self.asked[-1], attempt=self.asked[-1].attempt + 1)
+        self.asked = [*self.asked[:-1], asked]
         turn = self._answer(self.messages[:-1], asked.question, asked.attempt, draw)
         if turn.stopped and turn.finish is None:
             return replace(turn, kept="former answer")
@@ -101,22 +110,22 @@ class Session:
 
     def undo(self) -> str | None:
         """Take the last question and its answer back, and return it; its documents wait again. None: there is none."""
-        if not self._asked:
+        if not self.asked:
             return None
-        last = self._asked[-1]
-        self._asked, self.messages = self._asked[:-1], self.messages[:-2]
+        last = self.asked[-1]
+        self.asked, self.messages = self.asked[:-1], self.messages[:-2]
         self.documents = [*last.documents, *self.documents]
         return last.question
 
     def drop(self, n: int) -> int:
         """Forget the n oldest questions with their documents and answers; returns how many there were."""
-        n = min(n, len(self._asked))
-        self._asked, self.messages = self._asked[n:], self.messages[2 * n :]
+        n = min(n, len(self.asked))
+        self.asked, self.messages = self.asked[n:], self.messages[2 * n :]
         return n
 
     def clear(self) -> None:
         """Forget messages and waiting documents; the system prompt stays."""
-        self.messages, self.documents, self._asked = [], [], []
+        self.messages, self.documents, self.asked = [], [], []
 
     def _answer(self, messages: list[dict[str, str]], question: str, attempt: int, draw: Draw) -> Turn:
         """What the engine says to `messages`, whose last one asks `question`; the conversation stays as it is."""

@@ -20,7 +20,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "facts-6144": f"{_FACTS} --rows {_ROWS} --contexts 6144 --budgets 768 --samples 2",
     },
     "turns answers": {
-        "answers-4096": f"{_FACTS} --rows recall --modes kept --contexts 4096 --budgets 512 --samples 4 --recall-below 0.8",
+        "answers-4096": (
+            f"{_FACTS} --rows recall --modes kept --contexts 4096 --budgets 512 --samples 4 --recall-below 0.8"
+        ),
     },
     "turns in torch": {
         "torch-2048": f"{_FACTS} --rows full,recall,ceiling,attended,pages --contexts 2048 --budgets 256 --samples 1",
