@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from engines import SMALL, TEXT, answer, logits
+from hostile_sessions import hostile
 from hybrid import write_lfm2
 from models import write_random
 from restkv_local.errors import Cancelled, LibraryError, SessionError
@@ -208,6 +210,26 @@ def test_a_state_that_does_not_fit_gives_the_text_before_back(
         one.recall(QUESTION)
     assert held(engine) == held(twin)
     twin.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_sessions(kind: str, folder: Path, tmp_path: Path, tokens: list[int]) -> None:
+    """Damaged, or forged with right checksums: loaded, or refused in one sentence with the text as it was."""
+    one = made(write(folder, kind))
+    one.eval(tokens)
+    one.save_session(tmp_path / "text", notes={"a": {"b": 1}})
+    refusals = 0
+    for seed in range(100):
+        hostile(tmp_path / "text", tmp_path / "other", random.Random(seed))
+        try:
+            one.load_session(tmp_path / "other")
+            one.eval([9, 8])
+            one.load_session(tmp_path / "text")
+        except SessionError as error:
+            refusals += 1
+            assert "\n" not in str(error) and one.n_tokens == one.report().positions == 500
+    assert 50 < refusals < 100
+    one.close()
 
 
 def test_cancel_while_saving_keeps_the_old_session(engine: Engine, tmp_path: Path, tokens: list[int],
