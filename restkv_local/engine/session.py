@@ -207,6 +207,7 @@ def _put(
             except (ConfigError, EvictionError) as error:
                 raise refused(file.path, f"does not fit: {error}") from None
             engine.n_tokens = 0  # from here on nothing is left of the text before
+            engine._answer = engine._turn.question = None
             if rows is not None:
                 rows.write(file, header.rows, lambda: _go_on(engine))
     except BaseException:

@@ -17,7 +17,7 @@ from engines import SMALL, TEXT, answer, logits
 from hostile_sessions import hostile
 from hybrid import write_lfm2
 from models import write_random
-from restkv_local.errors import Cancelled, LibraryError, SessionError
+from restkv_local.errors import Cancelled, ConfigError, LibraryError, SessionError
 from session_files import forged
 
 try:
@@ -252,3 +252,16 @@ def test_cancel_while_saving_keeps_the_old_session(engine: Engine, tmp_path: Pat
                 call(tmp_path / "text")
     assert [path.name for path in tmp_path.iterdir()] == ["text"] and (tmp_path / "text").read_bytes() == old
     assert engine.n_tokens == 500
+
+
+def test_sources_are_not_those_of_the_answer_before(folder: Path, tmp_path: Path, tokens: list[int]) -> None:
+    engine = made(write(folder, "llama"))
+    engine.eval(tokens)
+    engine.save_session(tmp_path / "saved")
+    engine.create_completion(tokens[:40], max_tokens=3)
+    engine.sources()
+    engine.load_session(tmp_path / "saved")
+    assert engine.report().question is None
+    with pytest.raises(ConfigError, match="there is no answer in the cache"):
+        engine.sources()
+    engine.close()
