@@ -126,7 +126,7 @@ def test_minus_one_is_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         return fitting.fit(Path("m.gguf"), plan(), layers, options, graphs)
 
     assert asked([gpu(0, 1)], 7) == (7, ""), "a number is taken as it is"
-    assert asked([]) == (-1, "")
+    assert asked([]) == (0, f"{fitting.NO_GPU}: everything runs on the CPU")
     assert asked([gpu(0, 0)]) == (-1, ""), "a device that does not tell"
     assert asked([gpu(0, 1, "igpu")]) == (-1, "")
     assert asked([gpu(0, 24 * GIB)]) == (-1, "")

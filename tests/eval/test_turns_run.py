@@ -342,7 +342,7 @@ def test_chats_are_the_default_and_base_models_are_told(tiny: Path, chatty: Path
         (["--budgets", "3"], "budget must be"),
         (["--budgets", "512MB"], "a ceiling has cells for the whole text"),
         (["--recall-every", "-1"], "--recall-every"),
-        (["--methods", "h2o", "--rows", "recall"], "'h2o'"),
+        (["--methods", "h2o", "--rows", "recall"], "--method h2o"),
     ],
 )
 def test_bad_options_give_one_line(
