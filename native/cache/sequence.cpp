@@ -30,8 +30,9 @@ void restkv_sequence::forget_from(llama_pos p0) {
 }
 
 restkv_sequence::window restkv_sequence::rows(llama_pos pos_next, uint32_t n_max, bool pairs) const {
-    window w;
-    for (llama_pos pos = std::max<llama_pos>(0, pos_next - (llama_pos) n_max); pos < pos_next; ++pos) {
+    window          w;
+    const llama_pos n = (llama_pos) std::min<size_t>(n_max, ring_pos.size());
+    for (llama_pos pos = std::max<llama_pos>(0, pos_next - n); pos < pos_next; ++pos) {
         const uint32_t slot = (uint32_t) pos % (uint32_t) ring_pos.size();
         if (ring_pos[slot] == pos) {
             w.pos.push_back(pos);

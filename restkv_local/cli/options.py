@@ -23,17 +23,16 @@ from ..config import (
     METHODS,
     PLACES,
     PREFILLS,
-    SAMPLING,
     SEED_MAX,
     THREADS_MAX,
     EvictConfig,
     archive_place,
-    check_sampling,
     parse_budget,
 )
 from ..engine.settings import EngineSettings
 from ..errors import ConfigError
 from ..plan.gpus import DEVICES_MAX
+from ..sampling import SAMPLING, check_sampling
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20}
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

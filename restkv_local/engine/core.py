@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from .. import native
 from ..check.first_load import trust_devices
-from ..config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig, check_sampling
+from ..config import DEFAULT_BATCH, DEFAULT_CONTEXT, EvictConfig
 from ..errors import BusyError
 from ..native import interrupts, quiet
 from ..native.binding import LIBRARY, Llama, c
 from ..plan.memory import KvType
+from ..sampling import check_sampling
 from . import at_exit
 from .ahead import look_ahead
 from .answers import seeds

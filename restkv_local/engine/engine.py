@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import GUIDE_MAX, check_sampling
+from ..config import GUIDE_MAX
 from ..errors import ConfigError, ContextOverflow, EvictionError
 from ..native.binding import LIBRARY, c
 from ..paths import typed
+from ..sampling import check_sampling
 from . import prefill, session
 from .archive import recall_report
 from .guard import guarded

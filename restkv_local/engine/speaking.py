@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from ..config import check_sampling
 from ..errors import ConfigError, RestkvError
 from ..native.binding import c
+from ..sampling import check_sampling
 from .answers import chat_templates, seeds
 from .answers.completion import Request, complete, limit_of, stops_of
 from .answers.grammar import check_grammar, check_schemas

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..config import check_sampling
 from ..errors import ConfigError
+from ..sampling import check_sampling
 
 # Keys of a file (llama.cpp's conversion writes them from the model's generation_config.json) and what create_completion
 # calls the same.

@@ -19,9 +19,10 @@ from restkv_local.bench.stock import StockError, position_offsets
 from restkv_local.cli.bench import main as bench
 from restkv_local.cli.chat import main as chat
 from restkv_local.cli.chat.prompt import is_open, joined
-from restkv_local.config import CHAT_ANSWER, CHAT_SAMPLING, DEFAULT_BUDGET, DEFAULT_CONTEXT, EvictConfig
+from restkv_local.config import DEFAULT_BUDGET, DEFAULT_CONTEXT, EvictConfig
 from restkv_local.engine.documents import Document, DocumentError, read_document, user_message
 from restkv_local.engine.settings import EngineSettings
+from restkv_local.sampling import CHAT_ANSWER, CHAT_SAMPLING
 
 # Children test the package that this process tests, installed or not.
 ROOT = Path(chat.__file__).resolve().parents[3]

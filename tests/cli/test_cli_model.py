@@ -13,7 +13,7 @@ from test_cli import BENCH_FIGURES, JSON_KEYS
 from cli_terminal import run_in_terminal
 from restkv_local.bench.process import python_program
 from restkv_local.bench.prose import prose, prose_tokens
-from restkv_local.config import CHAT_SAMPLING
+from restkv_local.sampling import CHAT_SAMPLING
 
 
 @pytest.fixture(scope="module")

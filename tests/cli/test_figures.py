@@ -41,7 +41,8 @@ def test_stats_show_the_archive() -> None:
 def test_json_has_the_figures() -> None:
     def figures(report: object) -> list[object]:
         found = turn_object(Turn("", None, False, "answer", 0, report))  # type: ignore[arg-type]
-        return [found[name] for name in ("archive", "archive_bytes", "recalled_cells", "copied_cells", "recall_seconds")]
+        names = ("archive", "archive_bytes", "recalled_cells", "copied_cells", "recall_seconds")
+        return [found[name] for name in names]
 
     assert figures(RECALLED) == ["file", 3 * 10**9, 2048, 1812, 0.123]
     assert figures(PLAIN) == ["none", 0, 0, 0, 0.0]

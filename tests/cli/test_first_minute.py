@@ -18,10 +18,11 @@ from restkv_local.cli.chat.sampling import Sampling
 from restkv_local.cli.chat.session import Session
 from restkv_local.cli.chat.worker import Mailbox
 from restkv_local.cli.words import in_options
-from restkv_local.config import CHAT_ANSWER, EvictConfig
+from restkv_local.config import EvictConfig
 from restkv_local.engine.answers.chat_templates import NO_TEMPLATE
 from restkv_local.engine.documents import Document
 from restkv_local.errors import ConfigError, ContextOverflow
+from restkv_local.sampling import CHAT_ANSWER
 
 ROOT = Path(chat.__file__).resolve().parents[3]
 FAKE = Path(__file__).parents[1] / "support" / "cli_fake.py"

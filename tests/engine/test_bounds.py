@@ -14,8 +14,9 @@ from cli_fake import FakeEngine
 from restkv_local.cli.bench.main import main as bench
 from restkv_local.cli.chat.main import main as chat
 from restkv_local.cli.eval.main import main as evaluation
-from restkv_local.config import SAMPLING, TEMPERATURE_MIN, THREADS_MAX, check_sampling
+from restkv_local.config import THREADS_MAX
 from restkv_local.errors import ConfigError
+from restkv_local.sampling import SAMPLING, TEMPERATURE_MIN, check_sampling
 
 
 @pytest.mark.parametrize("name", SAMPLING)

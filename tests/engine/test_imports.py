@@ -53,15 +53,15 @@ def test_llama_cpp_before_the_package_with_another_library(tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("native")
 def test_importing_the_package_loads_next_to_nothing() -> None:
-    """A program that only may need an engine does not wait for one: what is loaded is this package's own two files,
-    beside the standard library's pathlib and typing."""
+    """A program that only may need an engine does not wait for one: what is loaded is this package's own files, beside
+    the standard library's pathlib and typing. Where the library is, is said: a checkout looks for an installed one."""
     program = (
         "import __future__, importlib, pathlib, typing, sys\n"
         "before = set(sys.modules)\n"
         "import restkv_local\n"
         "print(*sorted(set(sys.modules) - before))"
     )
-    done = _run(program)
+    done = _run(program, **{location.PATH_VARIABLE: str(location.library_dir())})
     ours = "restkv_local restkv_local._version restkv_local.errors restkv_local.location\n"
     assert (done.stdout, done.stderr) == (ours, "")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from restkv_local.config import check_sampling
 from restkv_local.models.makers import _TABLE, wishes
+from restkv_local.sampling import check_sampling
 
 # As the embedded model's file has it.
 SMOL = {

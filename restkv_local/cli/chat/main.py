@@ -12,12 +12,12 @@ import click
 from click.core import ParameterSource
 
 from ..._version import __version__
-from ...config import CHAT_ANSWER
 from ...engine.documents import STDIN, EmptyDocument, comes, piped, read_document
 from ...engine.settings import EngineSettings
 from ...errors import ArchiveError, ConfigError, ContextOverflow
 from ...models.makers import wishes
 from ...plan.machine import size
+from ...sampling import CHAT_ANSWER
 from ..doctor.command import doctor
 from ..failure import one_line
 from ..options import CONTEXT_SETTINGS, Temperature, Utf8, engine_class, engine_options

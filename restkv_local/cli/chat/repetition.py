@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...config import REPEATED_CHARACTERS, REPEATED_TIMES
+from ...sampling import REPEATED_CHARACTERS, REPEATED_TIMES
 
 # Characters whose place before tells the length of the block; what repeats is longer than this.
 _PROBE = 32

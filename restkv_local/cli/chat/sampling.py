@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...config import CHAT_ANSWER, CHAT_SAMPLING, SEED_MAX, check_sampling, in_range, whole_in_range
+from ...config import SEED_MAX, in_range, whole_in_range
 from ...errors import ConfigError
+from ...sampling import CHAT_ANSWER, CHAT_SAMPLING, check_sampling
 
 # What /set calls the fields of Sampling, and what else it takes for them.
 NAMES = {

@@ -24,7 +24,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "reports": (
         "engine.report:Report", "engine.report:Eviction", "engine.report:ArchiveReport", "engine.report:RecallReport",
-        "plan.devices:DeviceMemory", "engine.state:EngineState",
+        "engine.report:Source", "plan.devices:DeviceMemory", "engine.state:EngineState",
+        "engine.session_header:SavedSession",
     ),
     "devices": (
         "check:devices", "check:check_device", "check:check_fused", "check.result:DeviceCheck", "check.devices:Device",
