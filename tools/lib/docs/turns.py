@@ -11,8 +11,10 @@ from . import quality
 FOLDER = ROOT / "benchmarks" / "turns"
 _FACTS = "restkv-eval turns --kinds facts --questions 6"
 _ROWS = "full,stream,recall,ceiling"
+_ALL = "paraphrased,pairs,affixes,tracing,extremes,functions,mixed,list"
+_GEMMA = "--model gemma-3-270m-q4_k_m.gguf --raw"
 _VALUES = "restkv:indicator=attention-value-norm"
-# Block -> file -> the command that makes its results. An eighth of a text is in the cells.
+# Block -> file -> the command that makes its results. Of texts for SmolLM2 an eighth is in the cells.
 COMMANDS: dict[str, dict[str, str]] = {
     "turns": {
         "facts-2048": f"{_FACTS} --rows {_ROWS} --contexts 2048 --budgets 256 --samples 4",
@@ -21,7 +23,20 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "turns answers": {
         "answers-4096": (
-            f"{_FACTS} --rows recall --modes kept --contexts 4096 --budgets 512 --samples 4 --recall-below 0.8"
+            f"{_FACTS} --rows recall,ceiling --modes kept --contexts 4096 --budgets 512 --samples 4 --recall-below 0.8"
+        ),
+        "answers-6144": (
+            f"{_FACTS} --rows recall,ceiling --modes kept --contexts 6144 --budgets 768 --samples 2 --recall-below 0.8"
+        ),
+    },
+    "turns gemma": {
+        "gemma-16384": f"{_FACTS} {_GEMMA} --rows {_ROWS} --contexts 16384 --budgets 1024 --samples 2",
+        "gemma-30000": f"{_FACTS} {_GEMMA} --rows full,recall,ceiling --contexts 30000 --budgets 1024 --samples 1",
+    },
+    "turns kinds": {
+        "kinds-2048": (
+            f"restkv-eval turns --kinds {_ALL} --questions 6 --modes kept --rows {_ROWS} --contexts 2048 --budgets 256 "
+            f"--samples 1"
         ),
     },
     "turns in torch": {
